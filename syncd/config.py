@@ -1,0 +1,142 @@
+"""The TOML file as typed models: every key with its unit, default and bounds.
+
+Reload: `[[publish]]` and `[[follow]]` keys on SIGHUP; `[store]`, `[trust]`, `[node]` and `[status]` at a restart.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+MODEL_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+_DURATION = re.compile(r"^(\d+(?:\.\d+)?)(ms|s|m|h|d)$")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_duration(value: Any) -> float:
+    """Seconds from `"250ms"`, `"30s"`, `"5m"`, `"12h"`, `"14d"`; ValueError for anything else, a bare number too."""
+    found = _DURATION.match(value) if isinstance(value, str) else None
+    if not found:
+        raise ValueError('a duration is a string with a unit: "250ms", "30s", "5m", "12h" or "14d"')
+    return float(found[1]) * _SECONDS[found[2]]
+
+
+Duration = Annotated[float, BeforeValidator(lambda value: value if isinstance(value, float) else parse_duration(value))]
+ModelName = Annotated[str, Field(pattern=MODEL_NAME)]
+
+
+class Section(BaseModel):
+    """What every section shares: unknown keys are refused, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class StoreSection(Section):
+    """Where versions lie."""
+
+    url: str = Field(description="file://, s3://, gs://, az://, https:// or http:// (read-only)")
+    endpoint: str | None = Field(None, description="S3-compatible servers")
+    region: str | None = Field(None, description="S3 region")
+    profile: str | None = Field(None, description="a profile of ~/.aws (needs syncd[aws])")
+    proxy: str | None = Field(None, description="http(s): proxy URL")
+    ca_file: Path | None = Field(None, description="http(s): a private CA, PEM")
+    client_cert: Path | None = Field(None, description="http(s): client certificate, PEM")
+    client_key: Path | None = Field(None, description="http(s): its key, PEM")
+
+    @model_validator(mode="after")
+    def _pair(self) -> StoreSection:
+        if (self.client_cert is None) != (self.client_key is None):
+            raise ValueError("client_cert and client_key go together: one of them is missing")
+        return self
+
+
+class TrustSection(Section):
+    """What is trusted, and which keys this machine has."""
+
+    root: Path = Field(description="the fleet root, as `syncd init` or `syncd join` wrote it")
+    keys: Path | None = Field(None, description="folder of this machine's online keys (publishers)")
+
+
+class WeightsSection(Section):
+    """Which part of a checkpoint is the model, where syncd cannot tell by itself."""
+
+    key: str | None = Field(None, description='key path of the weights, for example "model" or "ema/model"')
+    strip_prefix: str | None = Field(None, description='taken off every name, for example "module."')
+
+
+class ArchitectureSection(Section):
+    """How an edge builds the module."""
+
+    name: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="package.module:callable")
+    args: dict[str, Any] = Field(default_factory=dict)
+
+
+class GoldenSection(Section):
+    """The golden sample: inputs drawn from a fixed seed by shape, or a file with inputs (and outputs)."""
+
+    shape: tuple[Annotated[int, Field(ge=1, le=2**20)], ...] | None = None
+    file: Path | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> GoldenSection:
+        if (self.shape is None) == (self.file is None):
+            raise ValueError("give shape or file, not both and not neither")
+        return self
+
+
+class PublishSection(Section):
+    """One watched training directory and the model its checkpoints become."""
+
+    model: ModelName
+    channel: ModelName = "latest"
+    watch: Path
+    include: tuple[str, ...] = ("*.pt", "*.pth", "*.ckpt", "*.safetensors")
+    exclude: tuple[str, ...] = ()
+    backfill: Literal["newest", "all", "none"] = "newest"
+    settle: Duration = Field(2.0, ge=0.0, le=86400.0, description="quiet time before a complete file is taken")
+    rescan: Duration = Field(10.0, ge=0.1, le=86400.0, description="how often the folder is listed, events or not")
+    side_files: tuple[str, ...] = ()
+    weights: WeightsSection = WeightsSection()
+    architecture: ArchitectureSection | None = None
+    golden: GoldenSection | None = None
+
+
+class NodeSection(Section):
+    """This machine."""
+
+    name: str | None = Field(None, description="default: host name")
+    folder: Path | None = Field(None, description="default: /var/lib/syncd if it exists or one is root, else XDG's")
+
+
+class FollowSection(Section):
+    """One model that this node follows."""
+
+    model: ModelName
+    channel: ModelName = "latest"
+    poll: Duration = Field(300.0, ge=1.0, le=30 * 86400.0)
+    cron: str | None = Field(None, description='in place of poll: "0 2 * * sun", the node\'s local time')
+    keep: int = Field(2, ge=2, le=1000)
+    probation: Duration = Field(600.0, ge=0.0, le=30 * 86400.0)
+    probation_errors: int = Field(1, ge=1, description="failed or non-finite predictions in probation that roll back")
+    gate_within: Duration = Field(60.0, ge=0.1, le=86400.0)
+
+
+class StatusSection(Section):
+    """Where the daemon answers."""
+
+    listen: str | None = Field(None, description="a socket's path or a loopback HOST:PORT; default: status.sock")
+
+
+class Config(Section):
+    """The whole file; a section that is there is a role that runs."""
+
+    shutdown_within: Duration = Field(30.0, ge=0.0, le=3600.0)
+    store: StoreSection
+    trust: TrustSection
+    node: NodeSection = NodeSection()
+    publish: tuple[PublishSection, ...] = ()
+    follow: tuple[FollowSection, ...] = ()
+    status: StatusSection = StatusSection()
