@@ -1,4 +1,4 @@
-"""The TOML file as typed models: every key with its unit, default and bounds.
+"""The TOML file as typed models: every key with its unit, default and bounds; `load_config` tells all mistakes at once.
 
 Reload: `[[publish]]` and `[[follow]]` keys on SIGHUP; `[store]`, `[trust]`, `[node]` and `[status]` at a restart.
 """
@@ -6,10 +6,13 @@ Reload: `[[publish]]` and `[[follow]]` keys on SIGHUP; `[store]`, `[trust]`, `[n
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+
+from syncd.configfile import read_sources
 
 MODEL_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 _DURATION = re.compile(r"^(\d+(?:\.\d+)?)(ms|s|m|h|d)$")
@@ -24,7 +27,13 @@ def parse_duration(value: Any) -> float:
     return float(found[1]) * _SECONDS[found[2]]
 
 
-Duration = Annotated[float, BeforeValidator(lambda value: value if isinstance(value, float) else parse_duration(value))]
+def _duration(value: Any, info: ValidationInfo) -> float:
+    """Code may give seconds as a float; a file may not."""
+    from_file = bool(info.context and info.context.get("from_file"))
+    return value if isinstance(value, float) and not from_file else parse_duration(value)
+
+
+Duration = Annotated[float, BeforeValidator(_duration)]
 ModelName = Annotated[str, Field(pattern=MODEL_NAME)]
 
 
@@ -38,13 +47,13 @@ class StoreSection(Section):
     """Where versions lie."""
 
     url: str = Field(description="file://, s3://, gs://, az://, https:// or http:// (read-only)")
-    endpoint: str | None = Field(None, description="S3-compatible servers")
-    region: str | None = Field(None, description="S3 region")
-    profile: str | None = Field(None, description="a profile of ~/.aws (needs syncd[aws])")
-    proxy: str | None = Field(None, description="http(s): proxy URL")
-    ca_file: Path | None = Field(None, description="http(s): a private CA, PEM")
-    client_cert: Path | None = Field(None, description="http(s): client certificate, PEM")
-    client_key: Path | None = Field(None, description="http(s): its key, PEM")
+    endpoint: str | None = Field(default=None, description="S3-compatible servers")
+    region: str | None = Field(default=None, description="S3 region")
+    profile: str | None = Field(default=None, description="a profile of ~/.aws (needs syncd[aws])")
+    proxy: str | None = Field(default=None, description="http(s): proxy URL")
+    ca_file: Path | None = Field(default=None, description="http(s): a private CA, PEM")
+    client_cert: Path | None = Field(default=None, description="http(s): client certificate, PEM")
+    client_key: Path | None = Field(default=None, description="http(s): its key, PEM")
 
     @model_validator(mode="after")
     def _pair(self) -> StoreSection:
@@ -57,14 +66,16 @@ class TrustSection(Section):
     """What is trusted, and which keys this machine has."""
 
     root: Path = Field(description="the fleet root, as `syncd init` or `syncd join` wrote it")
-    keys: Path | None = Field(None, description="folder of this machine's online keys (publishers)")
+    keys: Path | None = Field(default=None, description="folder of this machine's online keys (publishers)")
 
 
 class WeightsSection(Section):
     """Which part of a checkpoint is the model, where syncd cannot tell by itself."""
 
-    key: str | None = Field(None, description='key path of the weights, for example "model" or "ema/model"')
-    strip_prefix: str | None = Field(None, description='taken off every name, for example "module."')
+    key: str | None = Field(
+        default=None, description='key path of the weights, for example "model" or "ema/model"'
+    )
+    strip_prefix: str | None = Field(default=None, description='taken off every name, for example "module."')
 
 
 class ArchitectureSection(Section):
@@ -96,8 +107,12 @@ class PublishSection(Section):
     include: tuple[str, ...] = ("*.pt", "*.pth", "*.ckpt", "*.safetensors")
     exclude: tuple[str, ...] = ()
     backfill: Literal["newest", "all", "none"] = "newest"
-    settle: Duration = Field(2.0, ge=0.0, le=86400.0, description="quiet time before a complete file is taken")
-    rescan: Duration = Field(10.0, ge=0.1, le=86400.0, description="how often the folder is listed, events or not")
+    settle: Duration = Field(
+        2.0, ge=0.0, le=86400.0, description="quiet time before a complete file is taken"
+    )
+    rescan: Duration = Field(
+        10.0, ge=0.1, le=86400.0, description="how often the folder is listed, events or not"
+    )
     side_files: tuple[str, ...] = ()
     weights: WeightsSection = WeightsSection()
     architecture: ArchitectureSection | None = None
@@ -107,8 +122,10 @@ class PublishSection(Section):
 class NodeSection(Section):
     """This machine."""
 
-    name: str | None = Field(None, description="default: host name")
-    folder: Path | None = Field(None, description="default: /var/lib/syncd if it exists or one is root, else XDG's")
+    name: str | None = Field(default=None, description="default: host name")
+    folder: Path | None = Field(
+        default=None, description="default: /var/lib/syncd if it exists or one is root, else XDG's"
+    )
 
 
 class FollowSection(Section):
@@ -116,27 +133,48 @@ class FollowSection(Section):
 
     model: ModelName
     channel: ModelName = "latest"
-    poll: Duration = Field(300.0, ge=1.0, le=30 * 86400.0)
-    cron: str | None = Field(None, description='in place of poll: "0 2 * * sun", the node\'s local time')
-    keep: int = Field(2, ge=2, le=1000)
-    probation: Duration = Field(600.0, ge=0.0, le=30 * 86400.0)
-    probation_errors: int = Field(1, ge=1, description="failed or non-finite predictions in probation that roll back")
-    gate_within: Duration = Field(60.0, ge=0.1, le=86400.0)
+    poll: Duration = Field(default=300.0, ge=1.0, le=30 * 86400.0)
+    cron: str | None = Field(
+        default=None, description='in place of poll: "0 2 * * sun", the node\'s local time'
+    )
+    keep: int = Field(default=2, ge=2, le=1000)
+    probation: Duration = Field(default=600.0, ge=0.0, le=30 * 86400.0)
+    probation_errors: int = Field(
+        default=1, ge=1, description="failed or non-finite predictions in probation that roll back"
+    )
+    gate_within: Duration = Field(default=60.0, ge=0.1, le=86400.0)
 
 
 class StatusSection(Section):
     """Where the daemon answers."""
 
-    listen: str | None = Field(None, description="a socket's path or a loopback HOST:PORT; default: status.sock")
+    listen: str | None = Field(
+        default=None, description="a socket's path or a loopback HOST:PORT; default: status.sock"
+    )
 
 
 class Config(Section):
     """The whole file; a section that is there is a role that runs."""
 
-    shutdown_within: Duration = Field(30.0, ge=0.0, le=3600.0)
+    shutdown_within: Duration = Field(default=30.0, ge=0.0, le=3600.0)
     store: StoreSection
     trust: TrustSection
     node: NodeSection = NodeSection()
     publish: tuple[PublishSection, ...] = ()
     follow: tuple[FollowSection, ...] = ()
     status: StatusSection = StatusSection()
+
+
+def load_config(path: Path | str | None = None, flags: Mapping[str, Any] | None = None) -> Config:
+    """Read the file (None: the machine's or the user's own), `conf.d`, `SYNCD_A__B` and flags, and check everything.
+
+    Args:
+        flags: dotted key → value, winning over all else, for example `{"store.url": "file:///srv/models"}`.
+    Raises:
+        ConfigInvalid: with all mistakes in `findings`, each {file, line, key, value, problem, allowed, nearest}.
+    """
+    from syncd import paths
+    from syncd.findings import check
+
+    sources = read_sources(paths.config_file(Path(path) if path is not None else None), flags)
+    return check(Config, sources)

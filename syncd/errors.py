@@ -13,6 +13,7 @@ SyncdError
 │   ├── DiskFull               1  disk-full                  retry
 │   ├── PortBusy               1  port-busy
 │   ├── NotInstalled           1  not-installed
+│   ├── KeyUnusable            1  key-unusable
 │   ├── ArchitectureRefused    1  architecture-refused
 │   ├── GateRefused            1  gate-refused
 │   └── LostRace               1  lost-race                  retry
@@ -36,7 +37,9 @@ SyncdError
     ├── ObjectMissing          4  object-missing
     ├── ObjectExists           4  object-exists
     ├── ObjectChanged          4  object-changed
-    └── ObjectTooLarge         4  object-too-large
+    ├── ObjectTooLarge         4  object-too-large
+    ├── StoreCannot            4  store-cannot
+    └── KeyInvalid             4  key-invalid
 """
 
 from __future__ import annotations
@@ -116,6 +119,19 @@ class ConfigInvalid(UsageError):
     def as_dict(self) -> dict[str, Any]:
         return {**super().as_dict(), "findings": self.findings}
 
+    def __str__(self) -> str:
+        first, *rest = super().__str__().splitlines()
+        return "\n".join([first, *(_finding_text(finding) for finding in self.findings), *rest])
+
+
+def _finding_text(finding: dict[str, Any]) -> str:
+    place = ":".join(str(finding[part]) for part in ("file", "line") if finding.get(part))
+    value = f" = {finding['value']!r}" if finding.get("value") is not None else ""
+    key = f" {finding['key']}{value}:" if finding.get("key") else ""
+    meant = f"; did you mean {finding['nearest']}?" if finding.get("nearest") else ""
+    allowed = f" (allowed: {finding['allowed']})" if finding.get("allowed") else ""
+    return f"  {place or 'configuration'}:{key} {finding['problem']}{meant}{allowed}"
+
 
 class UnknownModel(UsageError):
     """The store has no such model."""
@@ -189,6 +205,12 @@ class NotInstalled(Failed):
     """No version of the model is installed on this node yet."""
 
     code = "not-installed"
+
+
+class KeyUnusable(Failed):
+    """A signing key is missing, open to others, locked by a passphrase, or not the one that the store names."""
+
+    code = "key-unusable"
 
 
 class ArchitectureRefused(Failed):
@@ -341,3 +363,15 @@ class ObjectTooLarge(StoreError):
     """An object is larger than the limit for its kind; it was not read to the end."""
 
     code = "object-too-large"
+
+
+class StoreCannot(StoreError):
+    """This kind of store does not offer the operation at all."""
+
+    code = "store-cannot"
+
+
+class KeyInvalid(StoreError):
+    """A name that no object can have; nothing was asked of the store."""
+
+    code = "key-invalid"
