@@ -62,7 +62,8 @@ _ERRORS: dict[int, tuple[type[StoreError], str]] = {
     errno.EROFS: (StoreReadOnly, "the file system is mounted read-only"),
     errno.ELOOP: (StoreBroken, "a store holds no symbolic links: remove it"),
     errno.ENOTDIR: (StoreBroken, "a file or a symbolic link stands where a folder should be"),
-    errno.EISDIR: (StoreBroken, "a folder stands where an object should be"),
+    errno.EISDIR: (StoreBroken, "something that is no file stands where an object should be: remove it"),
+    errno.ENXIO: (StoreBroken, "something that is no file stands where an object should be: remove it"),
 }
 
 
@@ -236,6 +237,10 @@ class FolderStore:
                         raise
                     _make_folder(name, at, self.root.stat().st_mode & 0o7777)
                     below = os.open(name, _READ | os.O_DIRECTORY, dir_fd=at)
+                except NotADirectoryError:
+                    if make or stat.S_ISLNK(os.lstat(name, dir_fd=at).st_mode):
+                        raise
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from None
                 os.close(at)
                 at = below
             yield at
@@ -305,10 +310,10 @@ def _opened(name: str, folder: int) -> Iterator[tuple[int, int]]:
     descriptor = os.open(name, _READ, dir_fd=folder)
     try:
         found = os.fstat(descriptor)
+        if stat.S_ISDIR(found.st_mode):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))  # the beginning of other keys
         if not stat.S_ISREG(found.st_mode):
-            raise OSError(
-                errno.EISDIR, os.strerror(errno.EISDIR) if stat.S_ISDIR(found.st_mode) else "no regular file"
-            )
+            raise OSError(errno.EISDIR, "not a regular file")
         yield descriptor, found.st_size
     finally:
         os.close(descriptor)

@@ -1,0 +1,134 @@
+"""Proves a store honest before a publisher trusts it: real conditional puts, raced, on names of its own.
+
+Some S3 servers take the condition and ignore it. With such a store two publishers destroy each other's releases.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Iterator
+
+from syncd.errors import (
+    ObjectChanged,
+    ObjectExists,
+    ObjectMissing,
+    StoreBroken,
+    StoreCannot,
+    StoreDishonest,
+    StoreError,
+    StoreReadOnly,
+)
+from syncd.store.base import Create, IfMatch, Mode, Store
+
+FOLDER = "_syncd-probe"
+RACERS = 8
+LIMIT = 4096
+
+
+async def probe(store: Store) -> None:
+    """Put, race, read back and remove a few small objects under `_syncd-probe/`.
+
+    Raises:
+        StoreReadOnly: nothing can be written to it at all.
+        StoreDishonest: it ignores or lacks create-only or compare-and-set; `why` names every fault found.
+        StoreDenied, StoreUnreachable, StoreFull: it could not be tried.
+    """
+    if not store.capabilities.write:
+        raise StoreReadOnly(f"{store.url} can only be read", do="publish to the folder or bucket behind it")
+    token = secrets.token_hex(8)
+    keys = [f"{FOLDER}/{token}-{name}" for name in ("create", "set", "race", "race-set")]
+    faults: list[str] = []
+    try:
+        for key, trial in zip(keys, (_create_only, _compare_and_set, _raced_create, _raced_set), strict=True):
+            with _noted(faults):
+                faults += await trial(store, key)
+    finally:
+        await asyncio.shield(_clean(store, keys))
+    if faults:
+        raise StoreDishonest(
+            f"{store.url} does not honour conditional puts",
+            why="; ".join(dict.fromkeys(faults)),
+            do="keep the store in a folder or on a server with If-None-Match and If-Match; nothing was published",
+            store=store.url,
+        )
+
+
+async def _create_only(store: Store, key: str) -> list[str]:
+    faults = []
+    await store.put(key, b"first", mode=Create())
+    if await _lands(store, key, b"second", Create()):
+        faults.append("a create-only put replaced an object")
+    faults += await _reads(store, key, b"first")
+    if await store.get_range(key, 1, 3) != b"irs":
+        faults.append("a range holds other bytes")
+    return faults
+
+
+async def _compare_and_set(store: Store, key: str) -> list[str]:
+    first = await store.put(key, b"first", mode=Create())
+    if first is None:
+        return ["a put returns no ETag to compare with"]
+    faults = []
+    second = await store.put(key, b"second", mode=IfMatch(first))
+    if await _lands(store, key, b"third", IfMatch(first)):
+        faults.append("a put over a stale ETag replaced an object")
+    if second == first:
+        faults.append("the ETag did not change with the content")
+    if await _lands(store, f"{key}-none", b"first", IfMatch(first)):
+        faults.append("a put over an ETag made an object out of nothing")
+        await store.delete(f"{key}-none")
+    return faults + await _reads(store, key, b"second")
+
+
+async def _raced_create(store: Store, key: str) -> list[str]:
+    return await _race(store, key, Create(), "create-only")
+
+
+async def _raced_set(store: Store, key: str) -> list[str]:
+    etag = await store.put(key, b"start", mode=Create())
+    return await _race(store, key, IfMatch(etag or ""), "compare-and-set")
+
+
+async def _race(store: Store, key: str, mode: Mode, name: str) -> list[str]:
+    entries = [f"racer {i}".encode() for i in range(RACERS)]
+    landed = await asyncio.gather(*(_lands(store, key, entry, mode) for entry in entries))
+    winners = [entry for entry, won in zip(entries, landed, strict=True) if won]
+    if len(winners) != 1:
+        return [f"{len(winners)} of {RACERS} racing {name} puts won"]
+    return await _reads(store, key, winners[0])
+
+
+async def _lands(store: Store, key: str, data: bytes, mode: Mode) -> bool:
+    try:
+        await store.put(key, data, mode=mode)
+    except (ObjectExists, ObjectChanged):
+        return False
+    return True
+
+
+async def _reads(store: Store, key: str, expected: bytes) -> list[str]:
+    found = await store.get(key, limit=LIMIT)
+    return [] if found.data == expected else ["an object does not hold what was put last"]
+
+
+@contextlib.contextmanager
+def _noted(faults: list[str]) -> Iterator[None]:
+    """What an honest store never does in a trial is a fault, not a reason to stop."""
+    try:
+        yield
+    except StoreCannot as error:
+        faults.append(f"conditional puts are not offered ({error.what})")
+    except (ObjectExists, ObjectChanged) as error:
+        faults.append(f"a put that had to land was refused ({error.code})")
+    except (ObjectMissing, StoreBroken) as error:
+        faults.append(f"what was just put cannot be read ({error.code})")
+
+
+async def _clean(store: Store, keys: list[str]) -> None:
+    for key in keys:
+        with contextlib.suppress(
+            StoreError
+        ):  # the error that matters is on its way; deleting may not be permitted
+            await store.delete(key)
