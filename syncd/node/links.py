@@ -36,16 +36,6 @@ _TARGET = re.compile(r"versions/([1-9][0-9]{0,15})")
 _RETIRED = ".retired-"
 
 
-def default_node_folder() -> Path:
-    """`$SYNCD_NODE_FOLDER`, else /var/lib/syncd if it exists or one is root, else the user's XDG state folder."""
-    if named := os.environ.get("SYNCD_NODE_FOLDER"):
-        return Path(named)
-    system = Path("/var/lib/syncd")
-    if system.is_dir() or os.geteuid() == 0:
-        return system
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "syncd"
-
-
 class FolderLock:
     """An flock that lives until `close()`, the end of a `with`, the end of the process, or the loss of this object."""
 
