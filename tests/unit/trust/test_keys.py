@@ -18,7 +18,7 @@ def test_a_new_key_is_private_and_reads_back_with_its_passphrase(tmp_path: Path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert b"ENCRYPTED" in path.read_bytes()
     assert load_key(path, "correct horse").public_key.keyid == made.public_key.keyid
-    assert os.listdir(path.parent) == ["fleet.key"]
+    assert [each.name for each in path.parent.iterdir()] == ["fleet.key"]
 
 
 @pytest.mark.parametrize("passphrase", [None, "wrong"])
@@ -28,7 +28,7 @@ def test_a_locked_key_without_its_passphrase_is_refused_and_left_alone(
     path = tmp_path / "fleet.key"
     generate_key(path, "correct horse")
     before = path.read_bytes()
-    with pytest.raises(KeyUnusable, match="passphrase|cannot be read"):
+    with pytest.raises(KeyUnusable, match=r"passphrase|cannot be read"):
         load_key(path, passphrase)
     assert path.read_bytes() == before
 
@@ -40,7 +40,7 @@ def test_an_existing_key_is_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(KeyUnusable, match="left alone"):
         generate_key(path)
     assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == ["m.key"]
+    assert [each.name for each in tmp_path.iterdir()] == ["m.key"]
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o666])
@@ -67,7 +67,7 @@ def test_a_missing_key_says_where_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(KeyUnusable) as caught:
         load_key(tmp_path / "no.key")
     assert "copy it" in caught.value.do
-    assert os.listdir(tmp_path) == []
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
