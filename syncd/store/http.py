@@ -179,6 +179,8 @@ class HttpStore:
             raise ObjectMissing(f"there is no {key}", store=self.url, key=key)
         if 300 <= status < 400:
             to = public_url(answer.headers.get("Location", "elsewhere"))[:200]
+            if to.endswith(f"{answer.url.path}/"):
+                raise ObjectMissing(f"there is no {key}, but a folder", store=self.url, key=key)
             what = f"{self.url} sends {key} on to {to}"
             raise StoreUnreachable(
                 what, why="a captive portal, or the store has moved", store=self.url, key=key
