@@ -1,0 +1,1 @@
+"""One file for each kind of checkpoint; registry.py asks them in order, the surest first."""
