@@ -10,7 +10,7 @@ from syncd.errors import DocumentInvalid, NeedsNewerSyncd
 from syncd.trust import names
 
 MAX_HEAD_BYTES: Final = 64 * 1024
-MAX_INDEX_BYTES: Final = 16 * 1024 * 1024
+MAX_INDEX_BYTES: Final = 32 * 1024 * 1024
 _MAX_NUMBER: Final = 10**15
 _MAX_YANKED: Final = 4096
 _MAX_DELTAS: Final = 64

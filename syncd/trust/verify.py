@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from syncd.artifact.index import Index
 from syncd.errors import (
     DocumentInvalid,
     NotAuthentic,
@@ -30,7 +31,7 @@ from syncd.store.base import Blob, Store
 from syncd.trust import names
 from syncd.trust.facts import MAX_HEAD_BYTES, MAX_INDEX_BYTES, ChannelFacts, DeltaRef
 from syncd.trust.limits import ROLE_BYTES, ROOT_BYTES, SNAPSHOT_BYTES, TIMESTAMP_BYTES
-from syncd.trust.receipts import Poll, Receipts, digest, load_receipts, locked, refuse_expired
+from syncd.trust.receipts import IndexRef, Poll, Receipts, digest, load_receipts, locked, refuse_expired
 from syncd.trust.sign import NEXT_FIELD, SignedRole
 
 if TYPE_CHECKING:
@@ -116,11 +117,13 @@ class ModelTrust:
         return self._known.channels.get(channel)
 
     async def index(self) -> bytes:
-        """The verified bytes of the newest index; b"" before the first version. Raises as `refresh`."""
+        """The verified bytes of the newest index, one without versions before the first. Raises as `refresh`."""
         async with self._lock:
             ref = (await self._poll(names.VERSIONS_ROLE)).index
-        if ref is None:
-            return b""
+        return Index(self._model).to_bytes() if ref is None else await self.fetch_index(ref)
+
+    async def fetch_index(self, ref: IndexRef) -> bytes:
+        """The index that the receipts name, verified by its signed digest."""
         if ref.length > MAX_INDEX_BYTES:
             raise DocumentInvalid(
                 f"the index has {ref.length} bytes, {MAX_INDEX_BYTES} are allowed", model=self._model
