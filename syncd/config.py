@@ -108,10 +108,10 @@ class PublishSection(Section):
     exclude: tuple[str, ...] = ()
     backfill: Literal["newest", "all", "none"] = "newest"
     settle: Duration = Field(
-        2.0, ge=0.0, le=86400.0, description="quiet time before a complete file is taken"
+        default=2.0, ge=0.0, le=86400.0, description="quiet time before a complete file is taken"
     )
     rescan: Duration = Field(
-        10.0, ge=0.1, le=86400.0, description="how often the folder is listed, events or not"
+        default=10.0, ge=0.1, le=86400.0, description="how often the folder is listed, events or not"
     )
     side_files: tuple[str, ...] = ()
     weights: WeightsSection = WeightsSection()

@@ -1,0 +1,131 @@
+"""What the configuration makes run: a publisher for each `[[publish]]`, an edge for each `[[follow]]`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from syncd.config import Config, FollowSection, PublishSection
+from syncd.errors import ConfigInvalid
+from syncd.node.links import NodeFolder
+from syncd.state.db import Database
+from syncd.store.base import Store
+
+log = logging.getLogger("syncd.daemon")
+
+MAX_ROOT_BYTES = 64 * 1024
+
+
+class Worker(Protocol):
+    """What runs for one section: until cancelled, woken early by its event, telling how it stands at any time."""
+
+    async def run(self, wake: asyncio.Event) -> None: ...
+
+    def snapshot(self) -> dict[str, Any]: ...
+
+
+@dataclass
+class Role:
+    """One section at work; two sections that are equal need no restart."""
+
+    name: str
+    section: PublishSection | FollowSection
+    worker: Worker
+    wake: asyncio.Event
+
+    def start(self) -> Awaitable[None]:
+        """The supervised work."""
+        return self.worker.run(self.wake)
+
+    @property
+    def publishes(self) -> bool:
+        return isinstance(self.section, PublishSection)
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What all roles of a daemon stand on; it is made once and outlives a reload."""
+
+    store: Store
+    trust_root: bytes
+    keys: Path | None
+    node: NodeFolder
+    db: Database
+
+
+def read_root(path: Path) -> bytes:
+    """The fleet root that this machine was given.
+
+    Raises:
+        ConfigInvalid: it cannot be read, or is larger than any root.
+    """
+    try:
+        with path.open("rb") as file:
+            root = file.read(MAX_ROOT_BYTES + 1)
+    except OSError as error:
+        raise ConfigInvalid(
+            f"the fleet root cannot be read: {error.strerror}",
+            do="`syncd init` wrote it beside the keys, `syncd join STORE --fingerprint F --model M` fetches it",
+            path=path,
+        ) from error
+    if len(root) > MAX_ROOT_BYTES:
+        raise ConfigInvalid(f"the fleet root is larger than {MAX_ROOT_BYTES} bytes", path=path)
+    return root
+
+
+def wanted(config: Config) -> dict[str, PublishSection | FollowSection]:
+    """Name of the role → its section."""
+    roles: dict[str, PublishSection | FollowSection] = {}
+    for publish in config.publish:
+        roles[f"publish {publish.model} {publish.watch}"] = publish
+    for follow in config.follow:
+        roles[f"follow {follow.model}"] = follow
+    return roles
+
+
+def build(name: str, section: PublishSection | FollowSection, ground: Ground) -> Role:
+    """Make the worker of one section; nothing runs yet, the network is not asked."""
+    if isinstance(section, PublishSection):
+        return Role(name, section, _publisher(section, ground), asyncio.Event())
+    return Role(name, section, _follow(section, ground), asyncio.Event())
+
+
+def _publisher(section: PublishSection, ground: Ground) -> Worker:
+    from syncd.publisher.pipeline import Publisher
+
+    worker: Worker = Publisher(
+        section,
+        store=ground.store,
+        trust_root=ground.trust_root,
+        keys=ground.keys,
+        db=ground.db,
+        folder=ground.node.path / "trust",
+    )
+    return worker
+
+
+def _follow(section: FollowSection, ground: Ground) -> Worker:
+    from syncd.edge.follow import Follow
+
+    worker: Worker = Follow(
+        section, store=ground.store, trust_root=ground.trust_root, node=ground.node, db=ground.db
+    )
+    return worker
+
+
+Change = tuple[list[str], list[str]]
+
+
+def changes(running: dict[str, Role], config: Config) -> Change:
+    """(names to stop, names to start) so that exactly what `config` wants runs; equal sections go on undisturbed."""
+    now = wanted(config)
+    stop = [name for name, role in running.items() if now.get(name) != role.section]
+    start = [name for name in now if name not in running or name in stop]
+    return stop, start
+
+
+Loader = Callable[[], Config]

@@ -1,0 +1,227 @@
+"""`syncd run`: start, signals, reload, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import faulthandler
+import logging
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any, Final, cast
+
+import syncd
+from syncd import paths
+from syncd.config import Config
+from syncd.daemon import roles
+from syncd.daemon.contact import ObservedStore
+from syncd.daemon.notify import Notifier
+from syncd.daemon.supervise import Supervisor
+from syncd.errors import SyncdError
+from syncd.node.links import NodeFolder
+from syncd.state.db import Database
+from syncd.status.document import MODEL, PUBLISHED, instant, whole
+from syncd.status.server import Listener, serve
+from syncd.store.base import Store
+from syncd.store.open import open_store
+
+log = logging.getLogger("syncd.daemon")
+
+AT_RESTART: Final = ("store", "trust", "node", "status")
+STATUS_EVERY_S: Final = 10.0
+INTERRUPTED: Final = 130
+
+
+def run_daemon(load: roles.Loader, *, config_file: Path | None) -> int:
+    """Run until SIGTERM (0) or Ctrl-C (130).
+
+    Args:
+        load: reads the configuration, now and at every SIGHUP.
+        config_file: where it comes from: it names the unit's folders.
+    Raises:
+        ConfigInvalid, NodeBusy, PortBusy and what opening the state says: nothing was started.
+    """
+    faulthandler.enable()  # the watchdog ends a hanging daemon with SIGABRT: say where it hung
+    config = load()
+    with contextlib.ExitStack() as open_things:
+        daemon = _open(config, load, config_file, open_things)
+        return asyncio.run(daemon.run())
+
+
+def _open(
+    config: Config, load: roles.Loader, config_file: Path | None, open_things: contextlib.ExitStack
+) -> Daemon:
+    """Everything that can be refused, before anything runs."""
+    root = roles.read_root(config.trust.root)
+    node = NodeFolder(paths.node_folder(config.node.folder, daemon=True, config=config_file))
+    open_things.enter_context(node.daemon_lock())
+    listener = Listener(paths.status_address(config.status.listen, daemon=True, config=config_file))
+    open_things.callback(listener.close)
+    db = open_things.enter_context(Database(node.path / "state.db"))
+    store = ObservedStore(open_store(config.store))
+    ground = roles.Ground(
+        cast("Store", store), root, config.trust.keys, node, db
+    )  # its attributes are read only
+    return Daemon(config, load, ground, store, listener)
+
+
+class Daemon:
+    """One running daemon; it is the `Source` of its own status endpoint."""
+
+    def __init__(
+        self,
+        config: Config,
+        load: roles.Loader,
+        ground: roles.Ground,
+        store: ObservedStore,
+        listener: Listener,
+    ) -> None:
+        self._config = config
+        self._load = load
+        self._ground = ground
+        self._store = store
+        self._listener = listener
+        self._notifier = Notifier()
+        self._supervisor = Supervisor()
+        self._roles: dict[str, roles.Role] = {}
+        self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+        self._started_at = time.time()
+
+    async def run(self) -> int:
+        """Start everything, then obey signals."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(number, self._signals.put_nowait, number)
+        self._supervisor.start("watchdog", self._notifier.keep_alive)
+        self._supervisor.start("status", lambda: serve(self._listener, self))
+        await self._apply(self._config)
+        self._supervisor.start("tell", self._tell_systemd)
+        node, address = self._ground.node.path, self._listener.address
+        log.info(
+            "runs",
+            extra={"version": syncd.__version__, "node": node, "status": address, "roles": len(self._roles)},
+        )
+        self._notifier.ready(self._summary())
+        while (number := await self._signals.get()) == signal.SIGHUP:
+            await self._reload()
+        return await self._drain(number)
+
+    async def _apply(self, config: Config) -> None:
+        """Stop and start roles until exactly what `config` wants runs."""
+        stop, start = roles.changes(self._roles, config)
+        for name in stop:
+            await self._supervisor.stop(name)
+            del self._roles[name]
+        now = roles.wanted(config)
+        for name in start:
+            role = await asyncio.to_thread(roles.build, name, now[name], self._ground)
+            self._roles[name] = role
+            self._supervisor.start(name, role.start)
+        for name in sorted({*stop, *start}):
+            log.info("started" if name in start else "stopped", extra={"role": name})
+        self._config = config
+
+    async def _reload(self) -> None:
+        """Take what may change while running; a bad configuration changes nothing."""
+        self._notifier.reloading()
+        try:
+            config = await asyncio.to_thread(self._load)
+        except SyncdError as error:
+            log.error("the new configuration is refused; the old one goes on", exc_info=error)
+        else:
+            for name in AT_RESTART:
+                if getattr(config, name) != getattr(self._config, name):
+                    log.warning("changed, but takes effect at a restart only", extra={"section": f"[{name}]"})
+            await self._apply(config)
+            log.info("reloaded", extra={"roles": len(self._roles)})
+        self._notifier.ready(self._summary())
+
+    async def _drain(self, number: signal.Signals) -> int:
+        """Let publishers finish what is in flight, within `shutdown_within`; a second signal ends it at once."""
+        within_s = self._config.shutdown_within
+        log.info("ends", extra={"signal": number.name, "within_s": within_s})
+        self._notifier.stopping(within_s)
+        flushing = asyncio.create_task(self._flush())
+        again = asyncio.create_task(self._signals.get())
+        done, _ = await asyncio.wait({flushing, again}, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+        if flushing not in done:
+            log.warning("ends with work in flight; the next start goes on from there")
+        for task in (flushing, again):
+            task.cancel()
+        await self._supervisor.stop_all(within_s=5.0)
+        await self._ground.store.aclose()
+        log.info("ended")
+        return INTERRUPTED if number == signal.SIGINT else 0
+
+    async def _flush(self) -> None:
+        """Stop what follows, and let each publisher bring its current release to an end."""
+        following = [name for name, role in self._roles.items() if not role.publishes]
+        await asyncio.gather(*(self._supervisor.stop(name) for name in following))
+        for name, role in self._roles.items():
+            flush = getattr(role.worker, "flush", None)
+            if role.publishes and flush is not None:
+                try:
+                    await flush()
+                except SyncdError as error:
+                    log.error(
+                        "could not be flushed; the next start goes on from there",
+                        extra={"role": name},
+                        exc_info=error,
+                    )
+
+    async def _tell_systemd(self) -> None:
+        """Keep `systemctl status` true."""
+        while True:
+            await asyncio.sleep(STATUS_EVERY_S)
+            self._notifier.send(STATUS=await asyncio.to_thread(self._summary))
+
+    def _summary(self) -> str:
+        """One line for `systemctl status`."""
+        document = self.document()
+        published = [
+            f"{each['model']}@{each['last_version'] or '-'} published" for each in document["published"]
+        ]
+        serving = [f"{each['model']}@{each['serving'] or '-'} serving" for each in document["models"]]
+        return ", ".join([*published, *serving]) or "nothing to do: no [[publish]], no [[follow]]"
+
+    def document(self) -> dict[str, Any]:
+        """The object of `/v1/status`."""
+        running = list(self._roles.values())
+        return {
+            "node": self._config.node.name or socket.gethostname(),
+            "version": syncd.__version__,
+            "started_at": instant(self._started_at),
+            "store": {
+                "url": self._store.url,
+                "reachable": self._store.reachable,
+                "last_contact": instant(self._store.last_contact),
+                "clock_skew_s": self._store.clock_skew_s,
+            },
+            "published": [whole(PUBLISHED, _told(role)) for role in running if role.publishes],
+            "models": [whole(MODEL, _told(role)) for role in running if not role.publishes],
+            "failing": dict(self._supervisor.failures),
+        }
+
+    def not_ready(self) -> list[str]:
+        """What has not had its first success."""
+        document = self.document()
+        missing = [
+            f"{each['model']} has no current version"
+            for each in document["models"]
+            if each["serving"] is None
+        ]
+        if document["published"] and not self._store.reachable:
+            missing.append("the store has not answered the publisher yet")
+        missing += [
+            f"{name} failed: {code}"
+            for name, code in document["failing"].items()
+            if name.startswith("publish ")
+        ]
+        return missing
+
+
+def _told(role: roles.Role) -> dict[str, Any]:
+    told = role.worker.snapshot()
+    return {**told, "model": role.section.model}

@@ -1,0 +1,154 @@
+"""Listening: an own Unix socket of mode 0660, or a loopback address, served by uvicorn inside the daemon's loop."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import grp
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+import uvicorn
+
+from syncd.durable import make_folder
+from syncd.errors import PortBusy, UsageError
+from syncd.paths import is_loopback, parse_address
+from syncd.status.app import build_app
+from syncd.status.document import Source
+
+GROUP: Final = "syncd"
+MAX_CONNECTIONS: Final = 64
+CLOSE_WITHIN_S: Final = 2
+
+
+class Listener:
+    """A bound socket, and what goes with it; `close` removes a Unix socket's name if it is still ours."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        place = parse_address(address)
+        self.hosts: frozenset[str] | None = None
+        self._path: Path | None = None
+        if isinstance(place, Path):
+            self._path = place
+            self.socket = _bind_path(place)
+            self._inode = place.stat().st_ino
+        else:
+            self.hosts = frozenset({"localhost", "127.0.0.1", "::1", place[0].lower()})
+            self.socket = _bind_loopback(*place)
+
+    def close(self) -> None:
+        """Stop listening."""
+        self.socket.close()
+        if self._path is not None:
+            with contextlib.suppress(FileNotFoundError):
+                if self._path.stat().st_ino == self._inode:
+                    self._path.unlink()
+
+
+def _bind_loopback(host: str, port: int) -> socket.socket:
+    if not is_loopback(host):
+        raise UsageError(
+            f"the status endpoint would listen on {host}, which others can reach",
+            do="listen on 127.0.0.1, ::1 or a Unix socket's path",
+        )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+        bound.listen(MAX_CONNECTIONS)
+    except OSError as error:
+        bound.close()
+        if error.errno == errno.EADDRINUSE:
+            raise _busy(f"{host}:{port}") from error
+        raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+    return bound
+
+
+def _bind_path(path: Path) -> socket.socket:
+    """Bound under another name, opened to the group, then renamed: nobody ever sees it with another mode."""
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    aside = path.parent / f".{os.getpid()}"
+    try:
+        make_folder(path.parent, 0o750)
+        if _answers(path):
+            raise _busy(str(path))
+        aside.unlink(missing_ok=True)
+        bound.bind(str(aside))
+        _give_to_group(aside)
+        aside.chmod(0o660)
+        bound.listen(MAX_CONNECTIONS)
+        aside.replace(path)
+    except (OSError, ValueError) as error:
+        bound.close()
+        aside.unlink(missing_ok=True)
+        raise UsageError(
+            f"cannot listen on {path}: {error}",
+            do="write [status] listen with a path that this user may make, or a loopback HOST:PORT",
+        ) from error
+    except PortBusy:
+        bound.close()
+        raise
+    return bound
+
+
+def _answers(path: Path) -> bool:
+    """Is somebody listening there? A socket that a killed daemon left does not answer."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except OSError as error:
+            return error.errno not in (errno.ENOTSOCK, errno.EPROTOTYPE)
+        return True
+
+
+def _busy(address: str) -> PortBusy:
+    return PortBusy(
+        f"another process listens on {address}",
+        why="another daemon, probably",
+        do="stop it, or give this one another [status] listen; nothing was changed",
+        address=address,
+    )
+
+
+def _give_to_group(path: Path) -> None:
+    """Root's daemon opens its socket to the group syncd where there is one; others keep their own group."""
+    if os.geteuid() == 0:
+        with contextlib.suppress(KeyError):
+            os.chown(path, -1, grp.getgrnam(GROUP).gr_gid)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: signals are the daemon's."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Never called: no handler is installed."""
+
+
+async def serve(listener: Listener, source: Source) -> None:
+    """Answer until cancelled; then connections get `CLOSE_WITHIN_S` to finish."""
+    config = uvicorn.Config(
+        build_app(source, hosts=listener.hosts),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        http="h11",
+        server_header=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=CLOSE_WITHIN_S,
+    )
+    await _Server(config).serve(sockets=[listener.socket.dup()])
