@@ -20,16 +20,14 @@ MAX_FETCH: Final = 8 * 1024 * 1024
 Face = Literal["model", "files"]
 
 
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """One encoding to fetch: what lies there, its decoded length, and the numbers of the layout's segments it makes.
+class Planned(NamedTuple):
+    """One encoding to fetch: the numbers of the layout's segments that it makes, and what lies there.
 
-    `segments` is empty for what is fetched only as a base (or a parameter blob) of others.
+    `segments` is empty for what is fetched only as a base (of the same decoded length) or as a parameter blob.
     """
 
-    row: Row
-    decoded_length: int
     segments: tuple[int, ...]
+    row: Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +78,27 @@ def plan(
     bound: int = MAX_FETCH,
     readable: Collection[int] = codecs.READABLE,
 ) -> Plan:
+    """`plan_segments` for all segments of a face (`wanted_segments`)."""
+    wanted = wanted_segments(layout, faces, files)
+    return plan_segments(layout, table, wanted, deltas, have, bound=bound, readable=readable)
+
+
+def plan_segments(
+    layout: Layout,
+    table: SegmentTable,
+    wanted: Iterable[int],
+    deltas: Iterable[DeltaDocument] = (),
+    have: Collection[str] = frozenset(),
+    *,
+    bound: int = MAX_FETCH,
+    readable: Collection[int] = codecs.READABLE,
+) -> Plan:
     """Choose for each segment the cheapest of reuse, a chain of at most 8 deltas, and plain.
 
     Args:
-        have: digests of decoded segments (or of base bytes) that are there and verified; a set.
+        wanted: numbers of segments.
         deltas: documents that may help, of any versions of the model.
-        faces: the face that is wanted; `files`: numbers of files, see `wanted_segments`.
+        have: digests of decoded segments (or of base bytes) that are there and verified; a set.
         bound: ranges of neighbours in one pack are joined up to this many bytes.
         readable: numbers of the codecs that can be decoded here.
     Raises:
@@ -95,24 +108,22 @@ def plan(
     chooser = _Chooser(table, deltas, have, readable)
     reuse: list[int] = []
     needed: dict[str, list[int]] = {}
-    for number in wanted_segments(layout, faces, files):
+    for number in wanted:
         digest = table.rows[number].digest
         if digest in have:
             reuse.append(number)
         else:
             needed.setdefault(digest, []).append(number)
-    rows: dict[Row, Planned] = {}
+    rows: dict[Row, tuple[int, ...]] = {}
     plain: list[int] = []
     delta: list[int] = []
     for digest, numbers in needed.items():
-        length = layout.segments[numbers[0]].length
-        chosen = chooser.rows(digest, length)
-        for row, decoded in chosen:
-            made = tuple(numbers) if row.digest == digest else ()
-            if row not in rows or made:
-                rows[row] = Planned(row, decoded, made)
-        (plain if not chosen[0][0].bases else delta).extend(numbers)
-    fetches = tuple(_join(list(rows.values()), bound))
+        chosen = chooser.rows(digest, layout.segments[numbers[0]].length)
+        for row in chosen:
+            rows.setdefault(row, ())
+        rows[chosen[0]] = tuple(numbers)
+        (delta if chosen[0].bases else plain).extend(numbers)
+    fetches = tuple(_join([Planned(made, row) for row, made in rows.items()], bound))
     return Plan(tuple(reuse), tuple(plain), tuple(delta), fetches, sum(each.length for each in fetches))
 
 
@@ -134,12 +145,10 @@ class _Chooser:
         self.have, self.readable = have, readable
         self.encodings: dict[str, list[Row]] = {key: list(rows) for key, rows in table.by_digest.items()}
         self.lengths: dict[Row, int] = {}
-        self.blobs: dict[str, tuple[Row, int]] = {}
+        self.blobs: dict[str, Row] = {}
         self.shares: dict[str, int] = {}
         for document in deltas:
-            self.blobs.update(
-                {each.row.digest: (each.row, each.decoded_length) for each in document.parameters}
-            )
+            self.blobs.update({each.row.digest: each.row for each in document.parameters})
             for each in document.rows:
                 self.encodings.setdefault(each.row.digest, []).append(each.row)
                 self.lengths[each.row] = each.decoded_length
@@ -168,13 +177,13 @@ class _Chooser:
                 return None
             cost += choice.cost
         for blob in row.parameters:
-            if blob not in self.blobs or self.blobs[blob][0].codec not in self.readable:
+            if blob not in self.blobs or self.blobs[blob].codec not in self.readable:
                 return None
-            cost += self.blobs[blob][0].encoded_length / self.shares[blob]
+            cost += self.blobs[blob].encoded_length / self.shares[blob]
         return _Choice(cost, row)
 
-    def rows(self, digest: str, length: int, depth: int = MAX_CHAIN) -> list[tuple[Row, int]]:
-        """The row that makes `digest`, then what it needs; each with its decoded length."""
+    def rows(self, digest: str, length: int, depth: int = MAX_CHAIN) -> list[Row]:
+        """The row that makes `digest`, of `length` decoded bytes, then what it needs."""
         choice = self.best(digest, depth)
         if choice is None:
             raise self._missing(digest)
@@ -184,10 +193,8 @@ class _Chooser:
             raise invalid(
                 "delta", f"a row decodes to {self.lengths[choice.row]} bytes, the segment has {length}"
             )
-        found = [(choice.row, length)]
-        for blob in choice.row.parameters:
-            if blob not in self.have:
-                found.append(self.blobs[blob])
+        found = [choice.row]
+        found += [self.blobs[blob] for blob in choice.row.parameters if blob not in self.have]
         for base in choice.row.bases:
             found += self.rows(base, length, depth - 1)
         return found

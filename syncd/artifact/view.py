@@ -10,6 +10,7 @@ import json
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 from syncd.artifact.fields import MAX_INTEGER, MAX_NAME_BYTES, Fields, invalid, is_text, read_json, shown
@@ -35,10 +36,12 @@ FILE_DTYPES: Final[dict[str, tuple[str, int]]] = {
 }
 """Dtypes that not every reader knows → what the file calls them, and the size of the dimension added at the end."""
 
+NO_METADATA: Final[Mapping[str, str]] = MappingProxyType({})
+
 _LENGTH: Final = struct.Struct("<Q")
 
 
-def model_file_header(layout: Layout, metadata: Mapping[str, str]) -> bytes:
+def model_file_header(layout: Layout, metadata: Mapping[str, str] = NO_METADATA) -> bytes:
     """The first bytes of model.safetensors: length, JSON, spaces up to a multiple of 64; the segments follow.
 
     Args:
