@@ -186,6 +186,8 @@ def make_golden(spec: Mapping[str, Any], weights: WeightsFile) -> tuple[Golden, 
     if not kept:
         try:
             outputs = tuple(answer(loaded.module, inputs))
+        except SyncdError:  # out of time
+            raise
         except Exception as error:
             shapes = ", ".join(str(tuple(each.shape)) for each in inputs)
             raise Failed(

@@ -15,7 +15,7 @@ import secrets
 import stat
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
@@ -50,7 +50,10 @@ class Vote:
 
 @dataclass(frozen=True)
 class FollowerReport:
-    """One living follower. Counts are of `version` since this process began to serve it; latencies are in ms."""
+    """One follower. Counts are of `version` since this process began to serve it; latencies are in ms.
+
+    `alive` is False for the last words of one that voted against a version and ended: they are read once.
+    """
 
     id: str = ""
     pid: int = 0
@@ -65,6 +68,7 @@ class FollowerReport:
     p99_ms: float | None = None
     why: str = ""
     invalid: bool = field(default=False, compare=False)
+    alive: bool = field(default=True, compare=False)
 
 
 @dataclass(frozen=True)
@@ -178,15 +182,18 @@ def register(folder: ModelFolder) -> Registration:
 def read_followers(folder: ModelFolder, *, sweep: bool = True) -> list[FollowerReport]:
     """The living followers, in order of their ids; with `sweep` the files of dead ones are deleted.
 
+    One that voted `refuse` or `failed` and ended before anyone read it (a program that gives up when it cannot open
+    its model) is among them once, with `alive` False; the caller acts on it or remembers it.
+
     A report that is missing, too large, not a regular file, of another owner than its lock, or against the schema
     becomes one without figures and without a vote (`invalid`): it is waited for like any silent voter, and its `why`
     says what is wrong. At most 1,024 followers are looked at.
     """
     reports = []
     for follower in _ids(folder.followers):
-        owner = _lock_owner(folder.followers, follower, sweep)
-        if owner is not None:
-            reports.append(_read_report(folder.followers, follower, owner))
+        report = _look_at(folder.followers, follower, sweep)
+        if report is not None:
+            reports.append(report)
     return reports
 
 
@@ -220,22 +227,27 @@ def _open_regular(path: Path) -> Iterator[tuple[int, os.stat_result] | None]:
         os.close(descriptor)
 
 
-def _lock_owner(folder: Path, follower: str, sweep: bool) -> int | None:
-    """The lock's owner while a process holds it; None for a dead follower, whose files go under the lock's cover.
+def _look_at(folder: Path, follower: str, sweep: bool) -> FollowerReport | None:
+    """The report of a follower that lives or left a vote against a version; a dead one's files go under its lock.
 
     Deleting while we hold the lock is what lets `register` tell that the daemon came between its two steps.
     """
     with _open_regular(folder / f"{follower}.lock") as opened:
+        last_words = None
         if opened is not None:
+            owner = opened[1].st_uid
             try:
                 fcntl.flock(opened[0], (fcntl.LOCK_EX if sweep else fcntl.LOCK_SH) | fcntl.LOCK_NB)
             except BlockingIOError:
-                return opened[1].st_uid
+                return _read_report(folder, follower, owner)
+            last_words = _read_report(folder, follower, owner)
         if sweep:
             for name in (f".{follower}.part", f"{follower}.json", f"{follower}.lock"):
                 with contextlib.suppress(OSError):  # a folder cannot be unlinked; it stays and costs a look
                     (folder / name).unlink()
-        return None
+        if last_words is None or last_words.vote is None or last_words.vote.verdict == "accept":
+            return None
+        return replace(last_words, alive=False)
 
 
 def _read_report(folder: Path, follower: str, owner: int) -> FollowerReport:
