@@ -130,6 +130,9 @@ AFTER_RESTART: Final[dict[State, State]] = {
 MAX_STARTS: Final[dict[State, int]] = {_S.GATING: 3, _S.PROBATION: 3}
 TOO_MANY_STARTS: Final[dict[State, Event]] = {_S.GATING: _E.REFUSED, _S.PROBATION: _E.DEGRADED}
 MAX_ATTEMPTS: Final = 3  # how often a voter is asked about one version
+MAX_REPLANS: Final = (
+    1  # half-way downloads given up for a newer release: releases faster than the link starve nobody
+)
 
 BEFORE, WITHIN, AFTER = "before", "within", "after"
 

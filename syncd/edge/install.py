@@ -1,0 +1,138 @@
+"""Makes a finished download a version: tensor digests, finiteness, the head; one rename, and it is installed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from syncd import durable
+from syncd.artifact.layout import Layout, TensorEntry
+from syncd.artifact.segment import digest
+from syncd.crashpoint import reached
+from syncd.edge.disk import telling_full
+from syncd.edge.face import Documents
+from syncd.edge.fetch import Source
+from syncd.edge.transitions import WITHIN, Action, crash_point
+from syncd.errors import Failed
+from syncd.node.links import DIGESTS_FILE, HEAD_FILE, MODEL_FILE, ModelFolder
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_PIECE_BYTES: Final = (
+    4 << 20
+)  # a multiple of every item size; small enough to stay in the cache between two looks
+_EXPONENTS: Final = {"BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00)}
+_NATIVE: Final = {"F32": "<f4", "F64": "<f8", "C64": "<f4", "C128": "<f8"}
+
+
+def finish(staged: Path, documents: Documents, stop: threading.Event | None = None) -> str:
+    """Write head.json and model.digests beside the files of a download. Blocks: reads the model once.
+
+    Returns: why the version is unfit to serve, "" if it is fit: the first tensor with a NaN or an infinity.
+    """
+    unfit = ""
+    with telling_full(staged):
+        if documents.has_model:
+            digests, unfit = look_at_tensors(staged / MODEL_FILE, documents.layout, stop)
+            document = {"format": "syncd.tensors/1", "tensors": digests}
+            text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+            durable.replace_file(staged / DIGESTS_FILE, text.encode())
+        durable.replace_file(staged / HEAD_FILE, documents.head_bytes)
+    return unfit
+
+
+def place(folder: ModelFolder, version: int, staged: Path) -> None:
+    """Move the finished folder to `versions/N`: whole the moment its name exists. Blocks for an fsync of each file.
+
+    Raises:
+        Failed: another version is installed under that number and in use.
+    """
+    reached(crash_point(WITHIN, Action.INSTALL))
+    with telling_full(folder.path):
+        if folder.version_folder(version).exists() and not folder.remove_version(version):
+            raise Failed(
+                f"another version {version} is installed and in use",
+                why="the node followed another store before",
+                do="stop what uses it, or give this node another folder",
+                model=folder.model,
+            )
+        folder.place_version(version, staged)
+    reached(crash_point(WITHIN, Action.INSTALL))
+
+
+def installed_head(folder: ModelFolder, version: int) -> str | None:
+    """The digest of the head of an installed version, out of its own bytes; None if it is not installed."""
+    try:
+        return digest((folder.version_folder(version) / HEAD_FILE).read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def look_at_tensors(
+    path: Path, layout: Layout, stop: threading.Event | None = None
+) -> tuple[dict[str, str], str]:
+    """One pass over a model file.
+
+    Returns: name → `sha256:HEX` of each tensor's bytes in the file; the first tensor that is not finite, with the
+    count, or "".
+    """
+    digests: dict[str, str] = {}
+    unfit = ""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        start = os.fstat(file).st_size - layout.model_bytes
+        for tensor in layout.tensors:
+            digests[tensor.name], wrong = _look_at(file, start + layout.tensor_place(tensor), tensor, stop)
+            if wrong and not unfit:
+                unfit = f"tensor {tensor.name} has {wrong} values that are not finite"
+    finally:
+        os.close(file)
+    return digests, unfit
+
+
+def _look_at(file: int, offset: int, tensor: TensorEntry, stop: threading.Event | None) -> tuple[str, int]:
+    sha = hashlib.sha256()
+    wrong, left = 0, tensor.nbytes
+    while left:
+        if stop is not None and stop.is_set():
+            raise Failed("stopped before the version was installed", do="nothing is lost")
+        piece = os.pread(file, min(_PIECE_BYTES, left), offset)
+        if not piece:
+            raise Failed(f"the model file ends within tensor {tensor.name}", do="it is fetched again")
+        sha.update(piece)
+        wrong += count_nonfinite(piece, tensor.dtype)
+        offset, left = offset + len(piece), left - len(piece)
+    return f"sha256:{sha.hexdigest()}", wrong
+
+
+def count_nonfinite(data: bytes, dtype: str) -> int:
+    """How many numbers in `data` are NaN or infinite; 0 for dtypes that have none, or are not looked at (8 bits)."""
+    if dtype in _EXPONENTS:
+        kind, exponent = _EXPONENTS[dtype]
+        bits = _array(data, kind)
+        return int(((bits & exponent) == exponent).sum())
+    if dtype in _NATIVE:
+        import numpy
+
+        return int(numpy.count_nonzero(~numpy.isfinite(_array(data, _NATIVE[dtype]))))
+    return 0
+
+
+def _array(data: bytes, kind: str) -> NDArray[Any]:
+    import numpy
+
+    usable = len(data) - len(data) % numpy.dtype(kind).itemsize
+    return numpy.frombuffer(data, kind, count=usable // numpy.dtype(kind).itemsize)
+
+
+def source_of(path: Path, documents: Documents) -> Source:
+    """An installed model file as a source of segments for the next version."""
+    layout = documents.layout
+    start = path.stat().st_size - layout.model_bytes
+    rows = documents.table.rows[: layout.model_segments]
+    return Source(path, {row.digest: start + layout.model_starts[number] for number, row in enumerate(rows)})
