@@ -165,6 +165,12 @@ class Config(Section):
     status: StatusSection = StatusSection()
 
 
+class StoreAlone(Section):
+    """What `--store URL` says where there is no file."""
+
+    store: StoreSection
+
+
 def load_config(path: Path | str | None = None, flags: Mapping[str, Any] | None = None) -> Config:
     """Read the file (None: the machine's or the user's own), `conf.d`, `SYNCD_A__B` and flags, and check everything.
 

@@ -1,6 +1,7 @@
 """Every way syncd can fail: what, where, why, what to do and what was not lost.
 
 SyncdError
+├── InternalError              1  internal · Interrupted 130 interrupted
 ├── UsageError                 2  usage
 │   ├── ConfigInvalid          2  config-invalid
 │   └── Unknown                2  unknown-model · unknown-version · unknown-channel (class attribute per kind)
@@ -12,6 +13,7 @@ SyncdError
 │   ├── NodeBusy               1  node-busy
 │   ├── DiskFull               1  disk-full                  retry
 │   ├── PortBusy               1  port-busy
+│   ├── DaemonSilent           1  daemon-silent
 │   ├── NotInstalled           1  not-installed
 │   ├── KeyUnusable            1  key-unusable
 │   ├── ArchitectureRefused    1  architecture-refused
@@ -98,6 +100,19 @@ def about(**where: Any) -> Iterator[None]:
     except SyncdError as error:
         error.where = {**where, **error.where}
         raise
+
+
+class InternalError(SyncdError):
+    """A bug of syncd's own."""
+
+    code = "internal"
+
+
+class Interrupted(SyncdError):
+    """Ctrl-C; nothing is half-done."""
+
+    code = "interrupted"
+    exit_status = 130
 
 
 class UsageError(SyncdError):
@@ -199,6 +214,12 @@ class PortBusy(Failed):
     """The address to listen on is taken."""
 
     code = "port-busy"
+
+
+class DaemonSilent(Failed):
+    """No daemon answers at the status address."""
+
+    code = "daemon-silent"
 
 
 class NotInstalled(Failed):

@@ -74,7 +74,7 @@ def run_check(common: Common) -> dict[str, Any]:
         for finding in error.findings:
             place = ":".join(str(finding[part]) for part in ("file", "line") if finding[part])
             meant = f"did you mean {finding['nearest']}? " if finding["nearest"] else ""
-            what = f"{place}: {finding['key']}: {finding['problem']}"
+            what = ": ".join(filter(None, (place, finding["key"], finding["problem"])))
             report.bad("config", ConfigInvalid(what, do=f"{meant}allowed: {finding['allowed']}"))
         return {**report.result(), "error": error.as_dict()}
     roles = len(config.publish) + len(config.follow)
@@ -123,9 +123,9 @@ async def _root(config: Config) -> str:
 
 
 async def _try_store(config: Config, store: Store, report: Report) -> None:
-    from syncd.daemon.contact import ObservedStore
+    from syncd.daemon.contact import Contact, ObservedStore
 
-    observed = ObservedStore(store)
+    observed = ObservedStore(store, Contact())
     if not await report.attempt("store", lambda: _same_root(config, observed)):
         return
     await report.attempt("clock", lambda: _clock(observed))
@@ -157,7 +157,7 @@ async def _same_root(config: Config, store: Any) -> str:
 
 
 async def _clock(store: Any) -> str:
-    skew = store.clock_skew_s
+    skew = store.contact.clock_skew_s
     if skew is None:
         return f"{time.strftime('%Y-%m-%d %H:%M:%S')} here; this store tells no time"
     if abs(skew) > MAX_SKEW_S:
@@ -266,7 +266,8 @@ def _try_folder(folder: Path) -> str:
 
 async def _status(config: Config, common: Common) -> str:
     from syncd import paths
-    from syncd.status.client import DaemonSilent, fetch_status
+    from syncd.errors import DaemonSilent
+    from syncd.status.client import fetch_status
 
     address = paths.status_address(config.status.listen, config=paths.config_file(common.config))
     try:

@@ -1,64 +1,23 @@
-"""What every command shares: its common options, where talk and data go, how mistakes are told."""
+"""How a command is declared: its common options join its own, its help ends with exit statuses and an example."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-import json
-import sys
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from syncd.errors import SyncdError
+from syncd.cli.output import Common, bytes_text
 
-if TYPE_CHECKING:
-    from syncd.config import Config
+__all__ = ["Common", "bytes_text", "command", "options_before"]
 
 EXITS = (
     "Exit: 0 done, 1 failed, 2 usage or config, 3 refused as not authentic or corrupt, 4 store unreachable."
 )
-INTERRUPTED = 130
-
-
-@dataclass(frozen=True)
-class Common:
-    """The options that stand everywhere."""
-
-    config: Path | None = None
-    store: str | None = None
-    json: bool = False
-    quiet: bool = False
-    verbose: bool = False
-    no_input: bool = False
-    dry_run: bool = False
-
-    def flags(self) -> dict[str, Any]:
-        """The options that override the configuration, as `load_config` wants them."""
-        return {"store.url": self.store}
-
-    def load(self) -> Config:
-        """The whole configuration; ConfigInvalid with every mistake."""
-        from syncd.config import load_config
-
-        return load_config(self.config, self.flags())
-
-    def say(self, text: str) -> None:
-        """Talk: to stderr, unless `-q`."""
-        if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
-
-    def give(self, result: dict[str, Any], lines: Iterable[str]) -> None:
-        """The result, to stdout: one JSON object with `--json`, else lines for people."""
-        if self.json:
-            print(json.dumps(result, default=str), flush=True)
-        else:
-            for line in lines:
-                print(line)
-            sys.stdout.flush()
 
 
 def _option(*names: str, **more: Any) -> Any:
@@ -138,20 +97,3 @@ def _declare(wrapper: Any, function: Callable[..., Any], parameters: list[inspec
     context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
     wrapper.__signature__ = inspect.Signature([context, *parameters])
     wrapper.__annotations__ = {each.name: each.annotation for each in (context, *parameters)}
-
-
-def print_error(error: SyncdError, *, as_json: bool) -> None:
-    """Tell a failure once: JSON to stdout, or text to stderr."""
-    if as_json:
-        print(json.dumps({"error": error.as_dict()}, default=str), flush=True)
-    else:
-        print(error, file=sys.stderr, flush=True)
-
-
-def bytes_text(count: float) -> str:
-    """`1.5 MiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"

@@ -34,17 +34,14 @@ def parse_reference(text: str) -> tuple[str, int | None, str | None]:
     return model, int(number) if at else None, channel or None
 
 
-def store_section(common: Common) -> StoreSection:
-    """`[store]` of the configuration, or `--store` alone where there is no configuration."""
+def store_section(common: Common, *, alone: bool = False) -> StoreSection:
+    """`[store]` of the configuration, or `--store` alone: where there is no configuration, or if told so."""
     from syncd import paths
-    from syncd.config import Section
+    from syncd.config import StoreAlone
     from syncd.configfile import Sources, read_sources
     from syncd.findings import check
 
-    class OnlyStore(Section):
-        store: StoreSection
-
-    file = paths.config_file(common.config)
+    file = None if alone else paths.config_file(common.config)
     if file is None and common.store is None:
         raise UsageError(
             "no store is named",
@@ -54,8 +51,8 @@ def store_section(common: Common) -> StoreSection:
     if file is not None:
         return common.load().store
     sources = read_sources(None, common.flags())
-    alone = Sources(None, {"store": sources.document["store"]}, set_by=sources.set_by)
-    return check(OnlyStore, alone).store
+    section = sources.document["store"]
+    return check(StoreAlone, Sources(None, {"store": section}, set_by=sources.set_by)).store
 
 
 @asynccontextmanager

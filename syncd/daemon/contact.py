@@ -5,19 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from syncd.errors import StoreBroken, StoreError, StoreUnreachable
 from syncd.store.base import Blob, Capabilities, Mode, ObjectInfo, Store
 
 
+@dataclass
+class Contact:
+    """What is known of the store: shared by every connection to it. Times are Unix seconds."""
+
+    reachable: bool | None = None
+    last_contact: float | None = None
+    clock_skew_s: float | None = None
+
+
 class ObservedStore:
     """Passes every call on and looks at how it ended; a refusal is an answer too."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, contact: Contact) -> None:
         self._store = store
-        self.reachable: bool | None = None
-        self.last_contact: float | None = None
-        self.clock_skew_s: float | None = None
+        self.contact = contact
 
     @property
     def url(self) -> str:
@@ -40,7 +48,7 @@ class ObservedStore:
         try:
             yield
         except (StoreUnreachable, StoreBroken):
-            self.reachable = False
+            self.contact.reachable = False
             raise
         except StoreError:
             self._answered()
@@ -48,12 +56,12 @@ class ObservedStore:
         self._answered()
 
     def _answered(self) -> None:
-        self.reachable = True
-        self.last_contact = time.time()
+        self.contact.reachable = True
+        self.contact.last_contact = time.time()
 
     def _clock(self, blob: Blob | None) -> None:
         if blob is not None and blob.server_date is not None:
-            self.clock_skew_s = round(blob.server_date - time.time(), 1)
+            self.contact.clock_skew_s = round(blob.server_date - time.time(), 1)
 
     async def get(self, key: str, *, limit: int) -> Blob:
         with self._observed():

@@ -35,6 +35,7 @@ class Role:
     name: str
     section: PublishSection | FollowSection
     worker: Worker
+    store: Store
     wake: asyncio.Event
 
     def start(self) -> Awaitable[None]:
@@ -48,9 +49,12 @@ class Role:
 
 @dataclass(frozen=True)
 class Ground:
-    """What all roles of a daemon stand on; it is made once and outlives a reload."""
+    """What all roles of a daemon stand on; it is made once and outlives a reload.
 
-    store: Store
+    `open_store` gives each role a store of its own, so that each counts its own bytes.
+    """
+
+    open_store: Callable[[], Store]
     trust_root: bytes
     keys: Path | None
     node: NodeFolder
@@ -89,17 +93,17 @@ def wanted(config: Config) -> dict[str, PublishSection | FollowSection]:
 
 def build(name: str, section: PublishSection | FollowSection, ground: Ground) -> Role:
     """Make the worker of one section; nothing runs yet, the network is not asked."""
-    if isinstance(section, PublishSection):
-        return Role(name, section, _publisher(section, ground), asyncio.Event())
-    return Role(name, section, _follow(section, ground), asyncio.Event())
+    store = ground.open_store()
+    make = _publisher if isinstance(section, PublishSection) else _follow
+    return Role(name, section, make(section, store, ground), store, asyncio.Event())
 
 
-def _publisher(section: PublishSection, ground: Ground) -> Worker:
+def _publisher(section: Any, store: Store, ground: Ground) -> Worker:
     from syncd.publisher.pipeline import Publisher
 
     worker: Worker = Publisher(
         section,
-        store=ground.store,
+        store=store,
         trust_root=ground.trust_root,
         keys=ground.keys,
         db=ground.db,
@@ -108,13 +112,10 @@ def _publisher(section: PublishSection, ground: Ground) -> Worker:
     return worker
 
 
-def _follow(section: FollowSection, ground: Ground) -> Worker:
+def _follow(section: Any, store: Store, ground: Ground) -> Worker:
     from syncd.edge.follow import Follow
 
-    worker: Worker = Follow(
-        section, store=ground.store, trust_root=ground.trust_root, node=ground.node, db=ground.db
-    )
-    return worker
+    return Follow(section, store=store, trust_root=ground.trust_root, node=ground.node, db=ground.db)
 
 
 Change = tuple[list[str], list[str]]

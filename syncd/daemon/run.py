@@ -16,7 +16,7 @@ import syncd
 from syncd import paths
 from syncd.config import Config
 from syncd.daemon import roles
-from syncd.daemon.contact import ObservedStore
+from syncd.daemon.contact import Contact, ObservedStore
 from syncd.daemon.notify import Notifier
 from syncd.daemon.supervise import Supervisor
 from syncd.errors import SyncdError
@@ -24,7 +24,7 @@ from syncd.node.links import NodeFolder
 from syncd.state.db import Database
 from syncd.status.document import MODEL, PUBLISHED, instant, whole
 from syncd.status.server import Listener, serve
-from syncd.store.base import Store
+from syncd.store.base import Store, public_url
 from syncd.store.open import open_store
 
 log = logging.getLogger("syncd.daemon")
@@ -32,6 +32,7 @@ log = logging.getLogger("syncd.daemon")
 AT_RESTART: Final = ("store", "trust", "node", "status")
 STATUS_EVERY_S: Final = 10.0
 INTERRUPTED: Final = 130
+_TIMES: Final = ("last_poll", "last_contact", "last_change", "probation_until")
 
 
 def run_daemon(load: roles.Loader, *, config_file: Path | None) -> int:
@@ -60,11 +61,14 @@ def _open(
     listener = Listener(paths.status_address(config.status.listen, daemon=True, config=config_file))
     open_things.callback(listener.close)
     db = open_things.enter_context(Database(node.path / "state.db"))
-    store = ObservedStore(open_store(config.store))
-    ground = roles.Ground(
-        cast("Store", store), root, config.trust.keys, node, db
-    )  # its attributes are read only
-    return Daemon(config, load, ground, store, listener)
+    contact = Contact()
+
+    def connect() -> Store:
+        return cast(
+            "Store", ObservedStore(open_store(config.store), contact)
+        )  # cast: its attributes are read only
+
+    return Daemon(config, load, roles.Ground(connect, root, config.trust.keys, node, db), contact, listener)
 
 
 class Daemon:
@@ -75,13 +79,13 @@ class Daemon:
         config: Config,
         load: roles.Loader,
         ground: roles.Ground,
-        store: ObservedStore,
+        contact: Contact,
         listener: Listener,
     ) -> None:
         self._config = config
         self._load = load
         self._ground = ground
-        self._store = store
+        self._contact = contact
         self._listener = listener
         self._notifier = Notifier()
         self._supervisor = Supervisor()
@@ -113,7 +117,7 @@ class Daemon:
         stop, start = roles.changes(self._roles, config)
         for name in stop:
             await self._supervisor.stop(name)
-            del self._roles[name]
+            await self._roles.pop(name).store.aclose()
         now = roles.wanted(config)
         for name in start:
             role = await asyncio.to_thread(roles.build, name, now[name], self._ground)
@@ -151,7 +155,8 @@ class Daemon:
         for task in (flushing, again):
             task.cancel()
         await self._supervisor.stop_all(within_s=5.0)
-        await self._ground.store.aclose()
+        for role in self._roles.values():
+            await role.store.aclose()
         log.info("ended")
         return INTERRUPTED if number == signal.SIGINT else 0
 
@@ -194,10 +199,10 @@ class Daemon:
             "version": syncd.__version__,
             "started_at": instant(self._started_at),
             "store": {
-                "url": self._store.url,
-                "reachable": self._store.reachable,
-                "last_contact": instant(self._store.last_contact),
-                "clock_skew_s": self._store.clock_skew_s,
+                "url": public_url(self._config.store.url),
+                "reachable": self._contact.reachable,
+                "last_contact": instant(self._contact.last_contact),
+                "clock_skew_s": self._contact.clock_skew_s,
             },
             "published": [whole(PUBLISHED, _told(role)) for role in running if role.publishes],
             "models": [whole(MODEL, _told(role)) for role in running if not role.publishes],
@@ -212,7 +217,7 @@ class Daemon:
             for each in document["models"]
             if each["serving"] is None
         ]
-        if document["published"] and not self._store.reachable:
+        if document["published"] and not self._contact.reachable:
             missing.append("the store has not answered the publisher yet")
         missing += [
             f"{name} failed: {code}"
@@ -223,5 +228,7 @@ class Daemon:
 
 
 def _told(role: roles.Role) -> dict[str, Any]:
+    """What a role tells of itself, its Unix times as text."""
     told = role.worker.snapshot()
-    return {**told, "model": role.section.model}
+    times = {name: instant(told[name]) for name in _TIMES if isinstance(told.get(name), int | float)}
+    return {**told, **times, "model": role.section.model}

@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from syncd.errors import SyncdError
+from syncd.errors import InternalError, SyncdError
 
 log = logging.getLogger("syncd.daemon")
 
@@ -51,12 +51,8 @@ class Supervisor:
             began = time.monotonic()
             try:
                 await work()
-            except SyncdError as error:
-                self.failures[name] = error.code
-                log.error("failed", extra={"task": name}, exc_info=error)
-            except Exception as error:  # the edge of a task: whatever it was, the others go on
-                self.failures[name] = "internal"
-                log.critical("failed for a reason that nobody foresaw", extra={"task": name}, exc_info=error)
+            except Exception as error:  # noqa: BLE001 - the edge of a task: whatever it was, the others go on
+                self._note(name, _first(error))
             else:
                 self.failures.pop(name, None)
                 return
@@ -66,3 +62,18 @@ class Supervisor:
             log.warning("starts again", extra={"task": name, "in_s": round(pause, 1)})
             await asyncio.sleep(pause)
             wait_s = min(wait_s * 2, LONGEST_WAIT_S)
+
+    def _note(self, name: str, error: BaseException) -> None:
+        if isinstance(error, SyncdError):
+            self.failures[name] = error.code
+            log.error("failed", extra={"task": name}, exc_info=error)
+        else:
+            self.failures[name] = InternalError.code
+            log.critical("failed for a reason that nobody foresaw", extra={"task": name}, exc_info=error)
+
+
+def _first(error: BaseException) -> BaseException:
+    """The failure inside a task group's; of several the first."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

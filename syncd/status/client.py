@@ -8,17 +8,11 @@ import socket
 from pathlib import Path
 from typing import Any, Final
 
-from syncd.errors import Failed
+from syncd.errors import DaemonSilent
 from syncd.paths import parse_address
 
 MAX_ANSWER_BYTES: Final = 8 << 20
 WITHIN_S: Final = 6.0
-
-
-class DaemonSilent(Failed):
-    """No daemon answers at the status address."""
-
-    code = "daemon-silent"
 
 
 class _UnixConnection(http.client.HTTPConnection):
