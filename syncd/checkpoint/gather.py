@@ -29,9 +29,8 @@ def gather(record: TensorRecord, span: bytearray) -> bytes:
     item = ITEM_BYTES[record.dtype]
     flat = np.frombuffer(span, dtype=np.dtype(f"V{item}") if item > 8 else np.dtype(f"u{item}"))
     strides = tuple(stride * item for stride in record.strides)
-    dense = np.ascontiguousarray(
-        np.lib.stride_tricks.as_strided(flat, record.shape, strides, writeable=False)
-    )
+    spread = np.lib.stride_tricks.as_strided(flat, record.shape, strides, writeable=False)
+    dense = np.array(spread, order="C")  # a copy even where it is contiguous already: signs are flipped in it
     if record.kind != "strided":
         _resolve(record, dense.reshape(-1))
     return dense.tobytes()
