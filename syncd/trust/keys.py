@@ -60,6 +60,11 @@ def generate_key(path: Path, passphrase: str | None = None) -> CryptoSigner:
     return CryptoSigner(private)
 
 
+def is_locked(path: Path) -> bool:
+    """Whether the key wants a passphrase. Raises KeyUnusable as `load_key`."""
+    return b"ENCRYPTED" in _read(path)
+
+
 def load_key(path: Path, passphrase: str | None = None) -> CryptoSigner:
     """Read a key.
 
