@@ -236,17 +236,17 @@ def _configured_keys(common: Common) -> Path:
 
 
 def _publish_lines(result: dict[str, Any], *, dry_run: bool) -> Iterator[str]:
-    name = f"{result['model']}@{result['version']}"
-    segments = result["segments"]
-    if dry_run:
-        yield f"would publish {result['model']}: {bytes_text(result['checkpoint_bytes'])}, "
-    elif not result["new"]:
-        yield f"{name} has this content already; nothing was uploaded"
-        return
+    name = f"{result['model']}@{result['version'] or 'new'}"
+    channels = ", ".join(result["channels"]) or "no channel"
+    if not result["new"]:
+        yield f"{name} has this content already: on {channels}, nothing uploaded"
     else:
-        channels = ", ".join(result["channels"]) or "no channel"
-        yield f"{name} released on {channels}: {bytes_text(result['checkpoint_bytes'])}, "
-    yield (
-        f"  {bytes_text(result['uploaded_bytes'])} to upload in {segments['new']} of {segments['total']} segments, "
-        f"{result['seconds']:.1f} s"
-    )
+        verb = "would be published" if dry_run else f"released on {channels}"
+        segments = result["segments"]
+        yield f"{name} {verb}: {bytes_text(result['checkpoint_bytes'])}"
+        yield (
+            f"  {bytes_text(result['uploaded_bytes'])} uploaded in {segments['new']} of {segments['total']} segments, "
+            f"{result['seconds']:.1f} s"
+        )
+    for note in result.get("notes") or []:
+        yield f"  note  {note}"

@@ -19,6 +19,10 @@ Fingerprint = Annotated[
     typer.Option("--fingerprint", help="of the fleet root, in place of [trust] root", metavar="F"),
 ]
 
+AcceptExpired = Annotated[
+    bool, typer.Option("--accept-expired", help="signed metadata may have passed its expiry")
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add this file's commands."""
@@ -32,9 +36,7 @@ def pull(
     what: Annotated[str, typer.Argument(metavar="M[@N|:CHANNEL]", help="a model, a version, or a channel")],
     to: To,
     fingerprint: Fingerprint = None,
-    accept_expired: Annotated[
-        bool, typer.Option("--accept-expired", help="signed metadata may have passed its expiry")
-    ] = False,
+    accept_expired: AcceptExpired = False,
 ) -> None:
     """A version's model view, without a daemon; uses what DIR already holds."""
     result = run_pull(common, what, to, fingerprint=fingerprint, accept_expired=accept_expired)
@@ -59,9 +61,12 @@ def restore(
     to: To,
     fingerprint: Fingerprint = None,
     if_any: Annotated[bool, typer.Option("--if-any", help="exit 0 where nothing was published yet")] = False,
+    accept_expired: AcceptExpired = False,
 ) -> None:
     """Every file of a version, byte for byte, so that training resumes."""
-    result = run_restore(common, what, to, fingerprint=fingerprint, if_any=if_any)
+    result = run_restore(
+        common, what, to, fingerprint=fingerprint, if_any=if_any, accept_expired=accept_expired
+    )
     common.give(result, _restore_lines(result, dry_run=common.dry_run))
 
 
@@ -134,7 +139,13 @@ def run_pull(
 
 
 def run_restore(
-    common: Common, what: str, to: Path, *, fingerprint: str | None = None, if_any: bool = False
+    common: Common,
+    what: str,
+    to: Path,
+    *,
+    fingerprint: str | None = None,
+    if_any: bool = False,
+    accept_expired: bool = False,
 ) -> dict[str, Any]:
     """INTERFACE's object of `restore`."""
     from syncd.cli.session import opened_store, parse_reference, run_async, store_section, trust_root
@@ -157,6 +168,7 @@ def run_restore(
                     if_any=if_any,
                     progress=progress,
                     dry_run=common.dry_run,
+                    accept_expired=accept_expired,
                 )
             return plain(result)
 
