@@ -1,0 +1,186 @@
+"""The stream of segments: read, hashed, compared with what the store has, encoded, packed and put, a few at a time.
+
+Segments are read and encoded by two threads, and packed in the order of the file whatever thread is done first: the
+same checkpoint makes the same packs, so an attempt after a crash finds its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Final
+
+from syncd.artifact import codecs
+from syncd.artifact.pack import Pack, PackWriter
+from syncd.artifact.segment import Row, digest
+from syncd.errors import SyncdError
+from syncd.publisher.budget import ByteBudget
+from syncd.publisher.filehash import FileHashes
+from syncd.publisher.finite import all_finite
+from syncd.publisher.material import Material
+
+WORKERS: Final = 2
+PUTS_IN_FLIGHT: Final = 4
+
+Progress = Callable[[int, int, str], None]
+"""Called with bytes done, bytes in all, and what is being done."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One segment after its turn in a thread; without a payload where its digest is known already."""
+
+    index: int
+    digest: str
+    data: memoryview
+    codec: int = 0
+    payload: bytes | memoryview | None = None
+    finite: bool = True
+
+
+@dataclass
+class Outcome:
+    """What became of all segments. not_finite: numbers of new segments of the model with a NaN or infinity in them.
+
+    rows and file_digests are in the order of the layout's segments and of the material's files.
+    """
+
+    rows: tuple[Row, ...] = ()
+    file_digests: tuple[str, ...] = ()
+    new: int = 0
+    packed_bytes: int = 0
+    not_finite: list[int] = field(default_factory=list)
+
+
+def encode_segment(material: Material, index: int, known: Mapping[str, Row]) -> Encoded:
+    """Read, hash and, if its digest is new, encode segment `index`. Blocking; mostly without the GIL."""
+    cut = material.segments[index]
+    data = memoryview(bytearray(cut.length))
+    material.read_segment(index, data)
+    name = digest(data)
+    if name in known:
+        return Encoded(index, name, data)
+    codec, payload = codecs.encode_plain(data, cut.dtype)
+    return Encoded(index, name, data, codec, payload, not cut.model or all_finite(data, cut.dtype))
+
+
+class SegmentStream:
+    """Carries all segments of one material into packs, once.
+
+    Args:
+        known: rows of segments that already lie in the store, by digest.
+        put: stores one pack; called for up to `PUTS_IN_FLIGHT` packs at once.
+        progress: told the segments' bytes as they are done with.
+        budget: bounds the bytes of segments and packs in memory; each thread's encoder needs a segment more.
+    """
+
+    def __init__(
+        self,
+        material: Material,
+        known: Mapping[str, Row],
+        put: Callable[[Pack], Awaitable[None]],
+        progress: Progress,
+        budget: ByteBudget | None = None,
+    ) -> None:
+        self._material = material
+        self._known = dict(known)
+        self._put = put
+        self._progress = progress
+        self._budget = budget or ByteBudget()
+        self._total = sum(cut.length for cut in material.segments)
+        self._done = 0
+        self._digests = [""] * len(material.segments)
+        self._hashes = FileHashes(material)
+        self._outcome = Outcome()
+        self._writer = PackWriter()
+        self._open: set[str] = set()
+        self._borrowed = 0
+        self._puts = asyncio.Semaphore(PUTS_IN_FLIGHT)
+
+    async def run(self) -> Outcome:
+        """Carry everything; on return every pack is stored. The first error ends it, and no thread is left reading."""
+        pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="syncd-segments")
+        turns: asyncio.Queue[asyncio.Future[Encoded] | None] = asyncio.Queue()
+        try:
+            async with asyncio.TaskGroup() as group:
+                reader = group.create_task(self._read(pool, turns))
+                await self._pack(turns, group)
+                await reader
+        except BaseExceptionGroup as errors:
+            raise first_of(errors) from None
+        finally:
+            await asyncio.shield(asyncio.to_thread(pool.shutdown, wait=True, cancel_futures=True))
+        self._outcome.file_digests = await asyncio.to_thread(self._hashes.finish)
+        self._outcome.rows = tuple(self._known[name] for name in self._digests)
+        return self._outcome
+
+    async def _read(
+        self, pool: ThreadPoolExecutor, turns: asyncio.Queue[asyncio.Future[Encoded] | None]
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        for index in self._material.in_file_order():
+            await self._budget.borrow(self._material.segments[index].length)
+            turns.put_nowait(loop.run_in_executor(pool, encode_segment, self._material, index, self._known))
+        turns.put_nowait(None)
+
+    async def _pack(
+        self, turns: asyncio.Queue[asyncio.Future[Encoded] | None], group: asyncio.TaskGroup
+    ) -> None:
+        while (turn := await turns.get()) is not None:
+            encoded = await turn
+            self._digests[encoded.index] = encoded.digest
+            new = encoded.digest not in self._known and encoded.digest not in self._open
+            pack = await asyncio.to_thread(self._absorb, encoded, new)
+            if pack is not None:
+                await self._send(pack, group)
+            if new:
+                self._open.add(encoded.digest)
+                self._borrowed += len(encoded.data)
+            else:
+                self._budget.give_back(len(encoded.data))
+                self._advance(len(encoded.data))
+            del turn, encoded
+        pack = await asyncio.to_thread(self._writer.finish)
+        if pack is not None:
+            await self._send(pack, group)
+
+    def _absorb(self, encoded: Encoded, new: bool) -> Pack | None:
+        """Hash a segment's part of its file and add its payload to the open pack; returns the pack that this ended."""
+        self._hashes.feed(encoded.index, encoded.data)
+        if not new or encoded.payload is None:
+            return None
+        if not encoded.finite:
+            self._outcome.not_finite.append(encoded.index)
+        self._outcome.new += 1
+        return self._writer.add(encoded.digest, encoded.codec, encoded.payload, len(encoded.data))
+
+    async def _send(self, pack: Pack, group: asyncio.TaskGroup) -> None:
+        """Put a pack in the background; waits while four puts are in flight."""
+        await self._puts.acquire()
+        borrowed, self._borrowed = self._borrowed, 0
+        self._open = set()
+        self._known.update({row.digest: row for row in pack.rows})
+        self._outcome.packed_bytes += len(pack.data)
+        group.create_task(self._store(pack, borrowed))
+
+    async def _store(self, pack: Pack, borrowed: int) -> None:
+        try:
+            await self._put(pack)
+        finally:
+            self._puts.release()
+            self._budget.give_back(borrowed)
+        self._advance(borrowed)
+
+    def _advance(self, count: int) -> None:
+        self._done += count
+        self._progress(self._done, self._total, "publishing")
+
+
+def first_of(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error to tell of a group: the first of syncd's own, else the first of all."""
+    flat: list[BaseException] = []
+    for error in errors.exceptions:
+        flat.append(first_of(error) if isinstance(error, BaseExceptionGroup) else error)
+    return next((error for error in flat if isinstance(error, SyncdError)), flat[0])
