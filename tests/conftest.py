@@ -99,8 +99,8 @@ def rclone_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RcloneS3]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A mounted ext4 of 8 MiB in a file; for tests marked root."""
+    """A mounted ext4 of 16 MiB in the file `image` beside it; for tests marked root."""
     from tests.support.disks import mounted_image
 
-    with mounted_image(tmp_path / "image", 8 << 20) as mount:
+    with mounted_image(tmp_path / "image", 16 << 20) as mount:
         yield mount

@@ -57,7 +57,11 @@ RETRIES = 3
 READ_TIMEOUT_S = 20.0
 _STATUS = re.compile(r"status code: (\d{3})")
 _FULL = ("507 ", "StorageFull", "QuotaExceeded", "no space left")
-_WRONG_ANSWER = ("non-partial response", "Requested range", "Content-Range", "ContentRange", "requested 0..")
+_WRONG_ANSWER = ("non-partial response", "Requested ", "Content-Range", "ContentRange", "requested 0..")
+
+
+class _NeverSent(StoreUnreachable):
+    """No connection was made, so nothing can have been stored."""
 
 
 class CloudStore:
@@ -168,6 +172,9 @@ class CloudStore:
         except NotModifiedError:
             return None
         size = result.meta["size"]
+        if not result.meta["e_tag"]:
+            why = "the answer has no ETag: it is not the store's (a captive portal, a proxy)"
+            raise StoreBroken(f"something else came in place of {key}", why=why, store=self.url, key=key)
         if size > limit:
             raise ObjectTooLarge(
                 f"{key} has {size} bytes, at most {limit} are taken", store=self.url, key=key
@@ -198,7 +205,7 @@ class CloudStore:
                 raise
             except StoreUnreachable as error:
                 lost = error
-                doubtful = doubtful or not error.where.get("refused")
+                doubtful = doubtful or not isinstance(error, _NeverSent)
             stored, etag = await self._is_stored(key, data) if doubtful else (False, None)
             if stored:
                 return etag
@@ -271,7 +278,7 @@ def _sorted(error: Exception, url: str, key: str) -> StoreError:
     where: dict[str, Any] = {"store": url, "key": key}
     why = _reason(text)
     status = int(found[1]) if (found := _STATUS.search(text)) else 0
-    if isinstance(error, PermissionDeniedError | UnauthenticatedError):
+    if isinstance(error, PermissionDeniedError | UnauthenticatedError) or "AccessDenied" in text:
         do = "look at the credentials and what they may do; `syncd check` tries each permission"
         return StoreDenied(f"the store refused {key}", why=why, do=do, **where)
     if "NoSuchBucket" in text:
@@ -286,9 +293,8 @@ def _sorted(error: Exception, url: str, key: str) -> StoreError:
         return StoreFull(f"no room for {key}", why=why, **where)
     if (400 <= status < 500 and status not in (408, 429)) or any(sign in text for sign in _WRONG_ANSWER):
         return StoreBroken(f"the store answered against its protocol about {key}", why=why, **where)
-    if "kind: Connect" in text:
-        where["refused"] = True
-    return StoreUnreachable(f"no answer about {key}", why=why, do="it is asked again later", **where)
+    kind = _NeverSent if "kind: Connect," in text else StoreUnreachable
+    return kind(f"no answer about {key}", why=why, do="it is asked again later", **where)
 
 
 def _reason(text: str) -> str:

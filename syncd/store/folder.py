@@ -360,7 +360,7 @@ def _locked(folder: int, url: str) -> Iterator[None]:
 
 def _make_folder(name: str, parent: int, permissions: int) -> None:
     with contextlib.suppress(FileExistsError):
-        os.mkdir(name, 0o700, dir_fd=parent)
+        os.mkdir(name, permissions & 0o777, dir_fd=parent)
         os.chmod(name, permissions, dir_fd=parent)
     os.fsync(parent)
 

@@ -168,10 +168,13 @@ class HttpStore:
     def _judge(self, answer: httpx.Response, key: str) -> None:
         """Raise for every status but 2xx, and for a page that someone put between us and the store."""
         status = answer.status_code
-        if status in (401, 403, 407):
+        wants_certificate = status == 400 and self.url.startswith(
+            "https:"
+        )  # what nginx says to a client without one
+        if status in (401, 403, 407, 495, 496) or wants_certificate:
             raise StoreDenied(
                 f"{self.url} answered {status} for {key}",
-                do="look at the server's rules, store.client_cert and the proxy's user",
+                do="look at store.client_cert, the server's rules and the proxy's user",
                 store=self.url,
                 key=key,
             )

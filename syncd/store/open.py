@@ -22,7 +22,7 @@ def open_store(section: StoreSection, *, create: bool = False) -> Store:
         StoreDenied: `create` was asked for and is not allowed there.
     """
     parts = urlsplit(section.url)
-    if "://" not in section.url or parts.scheme == "file":
+    if "://" not in section.url or section.url.startswith("file:"):
         from syncd.store.folder import FolderStore
 
         return FolderStore(_folder(section.url), create=create)
@@ -41,7 +41,7 @@ def open_store(section: StoreSection, *, create: bool = False) -> Store:
 
 
 def _folder(url: str) -> Path:
-    if "://" not in url:
+    if not url.startswith("file:"):
         return Path(url).expanduser()
     parts = urlsplit(url)
     if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):

@@ -38,14 +38,14 @@ async def probe(store: Store) -> None:
     if not store.capabilities.write:
         raise StoreReadOnly(f"{store.url} can only be read", do="publish to the folder or bucket behind it")
     token = secrets.token_hex(8)
-    keys = [f"{FOLDER}/{token}-{name}" for name in ("create", "set", "race", "race-set")]
+    trials = {"create": _create_only, "set": _compare_and_set, "race": _raced_create, "race-set": _raced_set}
     faults: list[str] = []
     try:
-        for key, trial in zip(keys, (_create_only, _compare_and_set, _raced_create, _raced_set), strict=True):
+        for name, trial in trials.items():
             with _noted(faults):
-                faults += await trial(store, key)
+                await trial(store, f"{FOLDER}/{token}-{name}", faults)
     finally:
-        await asyncio.shield(_clean(store, keys))
+        await asyncio.shield(_clean(store, [f"{FOLDER}/{token}-{name}" for name in (*trials, "set-none")]))
     if faults:
         raise StoreDishonest(
             f"{store.url} does not honour conditional puts",
@@ -55,49 +55,47 @@ async def probe(store: Store) -> None:
         )
 
 
-async def _create_only(store: Store, key: str) -> list[str]:
-    faults = []
+async def _create_only(store: Store, key: str, faults: list[str]) -> None:
     await store.put(key, b"first", mode=Create())
     if await _lands(store, key, b"second", Create()):
         faults.append("a create-only put replaced an object")
-    faults += await _reads(store, key, b"first")
+    await _check(store, key, b"first", faults)
     if await store.get_range(key, 1, 3) != b"irs":
         faults.append("a range holds other bytes")
-    return faults
 
 
-async def _compare_and_set(store: Store, key: str) -> list[str]:
+async def _compare_and_set(store: Store, key: str, faults: list[str]) -> None:
     first = await store.put(key, b"first", mode=Create())
     if first is None:
-        return ["a put returns no ETag to compare with"]
-    faults = []
+        faults.append("a put returns no ETag to compare with")
+        return
     second = await store.put(key, b"second", mode=IfMatch(first))
+    if second == first:
+        faults.append("the ETag does not change with the content")
     if await _lands(store, key, b"third", IfMatch(first)):
         faults.append("a put over a stale ETag replaced an object")
-    if second == first:
-        faults.append("the ETag did not change with the content")
+    await _check(store, key, b"second", faults)
     if await _lands(store, f"{key}-none", b"first", IfMatch(first)):
         faults.append("a put over an ETag made an object out of nothing")
-        await store.delete(f"{key}-none")
-    return faults + await _reads(store, key, b"second")
 
 
-async def _raced_create(store: Store, key: str) -> list[str]:
-    return await _race(store, key, Create(), "create-only")
+async def _raced_create(store: Store, key: str, faults: list[str]) -> None:
+    await _race(store, key, Create(), "create-only", faults)
 
 
-async def _raced_set(store: Store, key: str) -> list[str]:
+async def _raced_set(store: Store, key: str, faults: list[str]) -> None:
     etag = await store.put(key, b"start", mode=Create())
-    return await _race(store, key, IfMatch(etag or ""), "compare-and-set")
+    await _race(store, key, IfMatch(etag or ""), "compare-and-set", faults)
 
 
-async def _race(store: Store, key: str, mode: Mode, name: str) -> list[str]:
+async def _race(store: Store, key: str, mode: Mode, name: str, faults: list[str]) -> None:
     entries = [f"racer {i}".encode() for i in range(RACERS)]
     landed = await asyncio.gather(*(_lands(store, key, entry, mode) for entry in entries))
     winners = [entry for entry, won in zip(entries, landed, strict=True) if won]
     if len(winners) != 1:
-        return [f"{len(winners)} of {RACERS} racing {name} puts won"]
-    return await _reads(store, key, winners[0])
+        faults.append(f"{len(winners)} of {RACERS} racing {name} puts won")
+    else:
+        await _check(store, key, winners[0], faults)
 
 
 async def _lands(store: Store, key: str, data: bytes, mode: Mode) -> bool:
@@ -108,9 +106,9 @@ async def _lands(store: Store, key: str, data: bytes, mode: Mode) -> bool:
     return True
 
 
-async def _reads(store: Store, key: str, expected: bytes) -> list[str]:
-    found = await store.get(key, limit=LIMIT)
-    return [] if found.data == expected else ["an object does not hold what was put last"]
+async def _check(store: Store, key: str, expected: bytes, faults: list[str]) -> None:
+    if (await store.get(key, limit=LIMIT)).data != expected:
+        faults.append("an object does not hold what was put last")
 
 
 @contextlib.contextmanager

@@ -130,7 +130,8 @@ class _Handler(socketserver.StreamRequestHandler):
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return self._send("404 Not Found", b"none", method)
         etag = f'"{path.stat().st_mtime_ns:x}-{len(data):x}"'
-        more = [f"ETag: {etag}", f"Date: {formatdate(usegmt=True)}"]
+        modified = formatdate(path.stat().st_mtime, usegmt=True)
+        more = [f"ETag: {etag}", f"Date: {formatdate(usegmt=True)}", f"Last-Modified: {modified}"]
         if headers.get("if-none-match") == etag:
             return self._send("304 Not Modified", b"", method, more)
         status = "200 OK"

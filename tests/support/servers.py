@@ -221,6 +221,7 @@ class Nginx(Server):
     """nginx from Debian with a configuration of its own, showing `root` three ways.
 
     `url` is plain; `tls_url` has a certificate of a private authority (`ca_file`); `mutual_url` wants `client_cert`.
+    `proxy_url` is a forward proxy for plain HTTP that notes what passes in `proxy.log`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -231,10 +232,10 @@ class Nginx(Server):
         self._program = program
         self.root = folder / "root"
         self.root.mkdir()
-        self._ports = free_ports(3)
-        self.url, self.tls_url, self.mutual_url = (
-            f"{scheme}://127.0.0.1:{port}"
-            for scheme, port in zip(("http", "https", "https"), self._ports, strict=True)
+        self._ports = free_ports(4)
+        schemes = ("http", "https", "https", "http")
+        self.url, self.tls_url, self.mutual_url, self.proxy_url = (
+            f"{scheme}://127.0.0.1:{port}" for scheme, port in zip(schemes, self._ports, strict=True)
         )
         authority = Authority(folder / "tls")
         self.ca_file = authority.certificate
@@ -247,7 +248,7 @@ class Nginx(Server):
             f"  {kind}_temp_path {self.folder}/{kind};"
             for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )
-        plain, tls, mutual = self._ports
+        plain, tls, mutual, proxy = self._ports
         certificate = f"ssl_certificate {self.server_cert}; ssl_certificate_key {self.server_key};"
         user = "user root;" if os.geteuid() == 0 else ""
         (self.folder / "nginx.conf").write_text(f"""
@@ -268,6 +269,11 @@ http {{
   server {{
     listen 127.0.0.1:{mutual} ssl; {certificate}
     ssl_client_certificate {self.ca_file}; ssl_verify_client on;
+  }}
+  server {{
+    listen 127.0.0.1:{proxy};
+    access_log {self.folder}/proxy.log;
+    location / {{ proxy_pass http://$http_host$request_uri; }}
   }}
 }}
 """)
