@@ -171,16 +171,16 @@ class _Group:
         self.pieces: list[Piece] = []
         self.length = 0
 
-    def add(self, length: int, file: int | None, offset: int, tensor: int | None) -> Span:
+    def add(self, length: int, file: int | None, offset: int, tensor: int | None) -> None:
         """Append bytes; a piece that continues the last one in its file is joined to it."""
-        span = Span(len(self.result.segments), self.length, length)
-        last = self.pieces[-1] if self.pieces else None
-        if last and file is not None and last.file == file and last.offset + last.length == offset:
-            self.pieces[-1] = Piece(last.length + length, file, last.offset, None)
-        else:
-            self.pieces.append(Piece(length, file, offset, tensor))
+        if self.pieces and file is not None:
+            last_length, last_file, last_offset, _ = self.pieces[-1]
+            if last_file == file and last_offset + last_length == offset:
+                self.pieces[-1] = Piece(last_length + length, file, last_offset, None)
+                self.length += length
+                return
+        self.pieces.append(Piece(length, file, offset, tensor))
         self.length += length
-        return span
 
     def end(self) -> None:
         """Make it a segment; an empty group leaves nothing."""
@@ -203,16 +203,41 @@ def _cut_tensors(
             group.end()
             group.dtype, group.model = tensor.dtype, tensor.model
         result.places[index] = (len(result.segments), group.length)
-        step = min(MAX_SEGMENT_BYTES, MAX_SEGMENT_ELEMENTS * ITEM_BYTES[tensor.dtype]) if large else size
         file, first = tensor.where if tensor.where is not None else (None, 0)
         own = index if file is None else None
+        if not large:
+            group.add(size, file, first, own)
+            if ends_group(tensor.name):
+                group.end()
+            continue
+        step = min(MAX_SEGMENT_BYTES, MAX_SEGMENT_ELEMENTS * ITEM_BYTES[tensor.dtype])
         for start in range(0, size, step):
             group.add(min(step, size - start), file, first + start, own)
-            if large:
-                group.end()
-        if not large and ends_group(tensor.name):
             group.end()
     group.end()
+
+
+class _Recipe:
+    """The spans of a file; one that continues the last one in its segment is joined to it."""
+
+    def __init__(self) -> None:
+        self.spans: list[Span] = []
+        self.last = (-1, 0, 0)
+
+    def add(self, segment: int, offset: int, length: int) -> None:
+        """Append `length` bytes of a segment."""
+        last, start, end = self.last
+        if segment == last and offset == end:
+            self.last = (last, start, end + length)
+            return
+        if last >= 0:
+            self.spans.append(Span(last, start, end - start))
+        self.last = (segment, offset, offset + length)
+
+    def finish(self) -> tuple[Span, ...]:
+        """The recipe."""
+        self.add(-1, 0, 0)
+        return tuple(self.spans)
 
 
 def _cut_file(
@@ -224,35 +249,24 @@ def _cut_file(
     size: int,
 ) -> tuple[Span, ...]:
     """Cut the bytes of a file that no tensor owns, and write down the recipe of the whole file."""
-    recipe: list[Span] = []
-    opaque = _Group(result, None, False)
-
-    def keep(span: Span) -> None:
-        last = recipe[-1] if recipe else None
-        if last and last.segment == span.segment and last.offset + last.length == span.offset:
-            recipe[-1] = Span(last.segment, last.offset, last.length + span.length)
-        else:
-            recipe.append(span)
-
-    def remaining(start: int, end: int) -> None:
-        while start < end:
-            length = min(end - start, MAX_SEGMENT_BYTES - opaque.length)
-            keep(opaque.add(length, number, start, None))
-            start += length
+    recipe, opaque = _Recipe(), _Group(result, None, False)
+    at = 0
+    for index in [*owned, None]:
+        where = tensors[index].where if index is not None else (number, size)
+        first = where[1] if where is not None else 0
+        while at < first:
+            length = min(first - at, MAX_SEGMENT_BYTES - opaque.length)
+            recipe.add(len(result.segments), opaque.length, length)
+            opaque.add(length, number, at, None)
+            at += length
             if opaque.length == MAX_SEGMENT_BYTES:
                 opaque.end()
-
-    at = 0
-    for index in owned:
-        where = tensors[index].where
-        first = where[1] if where is not None else 0
-        remaining(at, first)
-        for span in running(result.places[index], sizes[index], result.segments):
-            keep(span)
-        at = first + sizes[index]
-    remaining(at, size)
+        if index is not None:
+            for span in running(result.places[index], sizes[index], result.segments):
+                recipe.add(*span)
+            at = first + sizes[index]
     opaque.end()
-    return tuple(recipe)
+    return recipe.finish()
 
 
 def running(place: tuple[int, int], length: int, segments: Sequence[HasLength]) -> Iterator[Span]:

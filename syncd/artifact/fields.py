@@ -145,17 +145,22 @@ def write_document(document: str, fields: dict[str, Any], limit: int) -> bytes:
 class Fields:
     """The fields of a JSON object; each reader checks type and bounds. Fields nobody reads are ignored."""
 
-    def __init__(self, document: str, fields: Any, at: str = "") -> None:
+    def __init__(self, document: str, fields: Any, at: str = "", index: int = -1) -> None:
         self.document = document
-        self.at = at
+        self.at, self.index = at, index
         if not isinstance(fields, dict):
-            raise invalid(document, f"{at or 'it'} is {shown(fields)}, not an object")
+            raise invalid(document, f"{self.path or 'it'} is {shown(fields)}, not an object")
         self.fields: dict[str, Any] = fields
+
+    @property
+    def path(self) -> str:
+        """Where in the document this object stands, as what comes before a field's name."""
+        return f"{self.at}[{self.index}]." if self.index >= 0 else f"{self.at}." if self.at else ""
 
     def wrong(self, name: str, allowed: str) -> DocumentInvalid:
         """The error for field `name`: its value and what is allowed."""
         value = shown(self.fields[name]) if name in self.fields else "missing"
-        return invalid(self.document, f"{self.at}{name} is {value}; {allowed}")
+        return invalid(self.document, f"{self.path}{name} is {value}; {allowed}")
 
     def has(self, name: str) -> bool:
         """Whether the field is there and not null."""
@@ -217,7 +222,7 @@ class Fields:
 
     def object(self, name: str) -> Fields:
         """A JSON object."""
-        return Fields(self.document, self.fields.get(name), f"{self.at}{name}.")
+        return Fields(self.document, self.fields.get(name), f"{self.path}{name}")
 
     def list(self, name: str, limit: int) -> list[Any]:
         """A list of at most `limit` entries."""
@@ -228,11 +233,15 @@ class Fields:
 
     def objects(self, name: str, limit: int, read: Callable[[Fields], T]) -> tuple[T, ...]:
         """A list of objects, each read by `read`."""
-        document, at = self.document, f"{self.at}{name}["
-        return tuple(
-            read(Fields(document, each, f"{at}{index}]."))
-            for index, each in enumerate(self.list(name, limit))
-        )
+        # One object moves along the list: a layout has a hundred thousand entries.
+        entry = Fields(self.document, {}, f"{self.path}{name}", 0)
+        found = []
+        for entry.index, each in enumerate(self.list(name, limit)):
+            if not isinstance(each, dict):
+                raise invalid(self.document, f"{entry.path} {shown(each)} is not an object")
+            entry.fields = each
+            found.append(read(entry))
+        return tuple(found)
 
     def plain(self, name: str, limit: int) -> dict[str, Any]:
         """An object of any plain JSON inside: text, finite numbers, booleans, null, lists, objects; bounded."""

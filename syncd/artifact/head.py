@@ -48,8 +48,8 @@ class FileEntry:
     """A file of the version; its number in `Head.files` is that of its recipe in the layout.
 
     `use`: `model` (a file of the checkpoint that holds the model view and nothing beyond), `training` (any other file
-    of the checkpoint), `side` (travels with the model and lies beside it on a node). `path` is relative to where a restore puts it; side files are known
-    by their base name.
+    of the checkpoint), `side` (travels with the model and lies beside it on a node). `path` is relative to where a
+    restore puts it; side files are known by their base name.
     """
 
     path: str

@@ -11,8 +11,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+from syncd.artifact.bulk import not_collecting
 from syncd.artifact.cut import (
     FileSource,
     Piece,
@@ -63,8 +64,7 @@ MAX_DIMS: Final = 64
 _DTYPE: Final = re.compile(r"[A-Z][A-Z0-9_]{0,31}")
 
 
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
+class TensorEntry(NamedTuple):
     """A tensor of the model view: its bytes, in storage order, begin at (segment, offset) and run on from there.
 
     `permutation` lists the dimensions in storage order, None where that is row-major. A tensor without elements lies
@@ -154,6 +154,7 @@ class Layout:
         return compress(write_document("layout", fields, MAX_LAYOUT_BYTES))
 
     @classmethod
+    @not_collecting()
     def parse(cls, data: bytes) -> Layout:
         """Read and check the document.
 
@@ -177,6 +178,7 @@ class Layout:
         return cls(tensors, aliases, segments, model_segments, files)
 
 
+@not_collecting()
 def cut(
     tensors: Sequence[TensorSource], files: Sequence[FileSource], aliases: Mapping[str, str]
 ) -> tuple[Layout, tuple[SegmentCut, ...]]:
@@ -219,24 +221,26 @@ def cut(
     return layout, tuple(placement.segments)
 
 
+def is_tensor_name(name: str) -> bool:
+    """1 to 1024 bytes of UTF-8 without control characters; not the name that safetensors keeps for itself."""
+    return bool(name) and name != "__metadata__" and is_text(name, MAX_NAME_BYTES)
+
+
 def _entry(source: TensorSource, segment: int, offset: int) -> TensorEntry:
     permutation = source.permutation if source.permutation != tuple(range(len(source.shape))) else None
     return TensorEntry(source.name, source.dtype, tuple(source.shape), permutation, segment, offset)
 
 
 def _check_source(tensor: TensorSource) -> None:
-    if not tensor.name or not is_text(tensor.name, MAX_NAME_BYTES):
-        raise invalid(
-            "layout", f"the name {shown(tensor.name)} is not 1 to {MAX_NAME_BYTES} bytes of plain text"
-        )
+    name, shape, order = tensor.name, tensor.shape, tensor.permutation
+    if not is_tensor_name(name):
+        raise invalid("layout", f"the name {shown(name)} is not 1 to {MAX_NAME_BYTES} bytes of plain text")
     if tensor.dtype not in ITEM_BYTES:
-        raise invalid("layout", f"tensor {shown(tensor.name)} has the dtype {shown(tensor.dtype)}")
-    if len(tensor.shape) > MAX_DIMS or any(size < 0 or size > MAX_INTEGER for size in tensor.shape):
-        raise invalid("layout", f"tensor {shown(tensor.name)} has the shape {shown(tensor.shape)}")
-    if tensor.permutation is not None and sorted(tensor.permutation) != list(range(len(tensor.shape))):
-        raise invalid(
-            "layout", f"tensor {shown(tensor.name)} has the permutation {shown(tensor.permutation)}"
-        )
+        raise invalid("layout", f"tensor {shown(name)} has the dtype {shown(tensor.dtype)}")
+    if len(shape) > MAX_DIMS or (shape and not 0 <= min(shape) <= max(shape) <= MAX_INTEGER):
+        raise invalid("layout", f"tensor {shown(name)} has the shape {shown(shape)}")
+    if order is not None and sorted(order) != list(range(len(shape))):
+        raise invalid("layout", f"tensor {shown(name)} has the permutation {shown(order)}")
 
 
 def _tensor_fields(tensor: TensorEntry) -> dict[str, Any]:
@@ -272,6 +276,8 @@ def _read_segment(fields: Fields, model: bool) -> SegmentEntry:
 
 def _read_tensor(fields: Fields) -> TensorEntry:
     name = fields.text("name", MAX_NAME_BYTES)
+    if not is_tensor_name(name):
+        raise fields.wrong("name", "a tensor's name is needed")
     dtype = _read_dtype(fields)
     shape = fields.list("shape", MAX_DIMS)
     if not all(type(size) is int and 0 <= size <= MAX_INTEGER for size in shape):
@@ -314,7 +320,7 @@ def _check_aliases(aliases: Mapping[str, str], names: set[str]) -> None:
     if len(aliases) > MAX_TENSORS:
         raise invalid("layout", f"{len(aliases)} aliases, {MAX_TENSORS} are allowed")
     for alias, name in aliases.items():
-        if not alias or not is_text(alias, MAX_NAME_BYTES) or alias in names:
+        if not is_tensor_name(alias) or alias in names:
             raise invalid("layout", f"the alias {shown(alias)} is no name or is a tensor's")
         if not isinstance(name, str) or name not in names:
             raise invalid("layout", f"the alias {shown(alias)} stands for {shown(name)}, which is no tensor")
@@ -337,9 +343,9 @@ def _read_recipe(fields: Fields, segments: Sequence[SegmentEntry]) -> FileRecipe
         inside = 0 <= segment < len(segments) and offset >= 0 and length > 0
         if not inside or offset + length > segments[segment].length:
             raise invalid(
-                "layout", f"{fields.at}spans: {length} bytes at {offset} are not in segment {segment}"
+                "layout", f"{fields.path}spans: {length} bytes at {offset} are not in segment {segment}"
             )
         total += length
     if total != size:
-        raise invalid("layout", f"{fields.at}spans are {total} bytes, the file has {size}")
+        raise invalid("layout", f"{fields.path}spans are {total} bytes, the file has {size}")
     return FileRecipe(size, spans)

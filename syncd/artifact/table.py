@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from syncd.artifact import codecs
+from syncd.artifact.bulk import not_collecting
 from syncd.artifact.fields import Fields, invalid, read_document, shown, write_document
 from syncd.artifact.pack import HEADER, MAX_PACK_BYTES
 from syncd.artifact.segment import MAX_SEGMENT_BYTES, Row
@@ -98,6 +99,7 @@ class SegmentTable:
         return b"".join(parts)
 
     @classmethod
+    @not_collecting()
     def parse(cls, data: bytes, segment_count: int) -> SegmentTable:
         """Read and check the document; `segment_count` is the layout's.
 

@@ -144,8 +144,9 @@ def parse_model_file(header: bytes) -> ModelFile:
                 name, f"{shown(tensor.name)} begins at {tensor.start}, the one before it ends at {at}"
             )
         at += tensor.length
+    known = set(names)
     for alias, target in aliases.items():
-        if target not in names or alias in names:
+        if not isinstance(target, str) or target not in known or alias in known:
             raise invalid(name, f"the alias {shown(alias)} stands for {shown(target)}")
     return ModelFile(tuple(tensors), aliases, metadata, len(header), at)
 

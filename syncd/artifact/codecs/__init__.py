@@ -47,6 +47,8 @@ def encode_plain(data: Buffer, dtype: str | None) -> tuple[int, bytes | memoryvi
     from syncd.artifact.codecs import planes, zstd
 
     view = memoryview(data).cast("B")
+    if not view:
+        return RAW, view
     if planes.suits(dtype, len(view)):
         encoded, number = planes.encode(view, dtype or ""), PLANES_ZSTD_1
     else:

@@ -76,8 +76,8 @@ def decode(payload: memoryview, out: memoryview) -> None:
     Raises:
         SegmentCorrupt: the payload is malformed or does not hold exactly N elements.
     """
-    if len(payload) < 2:
-        raise _corrupt("no header")
+    if len(payload) < 2 or not out:
+        raise _corrupt(f"{len(payload)} bytes for a segment of {len(out)}")
     width, flags = payload[0], payload[1]
     if width not in (1, 2, 4, 8) or len(out) % width:
         raise _corrupt(f"elements of {width} bytes in a segment of {len(out)}")

@@ -45,7 +45,8 @@ def decode(codec: str, payload: memoryview, length: int) -> bytes:
     try:
         declared = zstandard.frame_content_size(payload)
         if declared != length:
-            raise codecs.corrupt(codec, f"a frame of {declared} bytes where {length} are needed")
+            found = f"{declared} bytes" if declared >= 0 else "no size"
+            raise codecs.corrupt(codec, f"a frame that declares {found} where {length} are needed")
         data = zstandard.ZstdDecompressor().decompress(payload, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise codecs.corrupt(codec, str(error)) from error
