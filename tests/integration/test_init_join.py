@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import signal
 import stat
 import subprocess
@@ -252,4 +251,4 @@ def test_an_odd_path_is_quoted_so_that_the_configuration_still_loads(tmp_path: P
     odd = tmp_path / 'a "quoted" Ü 🎈'
     run_init(StoreSection(url=str(odd / "store")), models=["m"], keys=odd / "keys")
     assert tomllib.loads((odd / "config.toml").read_text())["store"]["url"] == str(odd / "store")
-    assert os.path.isabs(load_config(odd / "config.toml").store.url)
+    assert Path(load_config(odd / "config.toml").store.url).is_absolute()
