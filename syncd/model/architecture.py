@@ -105,11 +105,24 @@ class Skeleton:
         self.ties = _ties(module)
         self.parameter_names = frozenset(each for each, _ in module.named_parameters(remove_duplicate=False))
         self.metadata = getattr(module.state_dict(), "_metadata", None)
-        self._light: nn.Module | None = module if _to_meta(module) and _copies(module) else None
+        moved = _to_meta(module)
+        # What is to be replaced needs no copy: deepcopy would clone it, tensor by tensor.
+        self._uncopied: dict[int, torch.Tensor] = {id(each): each for each in moved or ()}
+        self._light: nn.Module | None = module if moved is not None and self._copies(module) else None
 
     def instance(self) -> nn.Module:
         """A module of this architecture with no weights yet: load all of its tensors before use."""
-        return copy.deepcopy(self._light) if self._light is not None else self._build()
+        if self._light is None:
+            return self._build()
+        copied: nn.Module = copy.deepcopy(self._light, dict(self._uncopied))
+        return copied
+
+    def _copies(self, module: nn.Module) -> bool:
+        try:
+            copy.deepcopy(module, dict(self._uncopied))
+        except (RuntimeError, TypeError, NotImplementedError):  # non-leaf tensors, locks, generators
+            return False
+        return True
 
     def _build(self) -> nn.Module:
         try:
@@ -222,8 +235,8 @@ def _ties(module: nn.Module) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(names) for names in groups.values() if len(names) > 1)
 
 
-def _to_meta(module: nn.Module) -> bool:
-    """Put what a state dict replaces on `meta`; False where the module keeps such a tensor in a place of its own."""
+def _to_meta(module: nn.Module) -> list[torch.Tensor] | None:
+    """Put what a state dict replaces on `meta`; None where the module keeps such a tensor in a place of its own."""
     moved: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     for each in module.modules():
         persistent = [name for name in each._buffers if name not in each._non_persistent_buffers_set]
@@ -237,7 +250,9 @@ def _to_meta(module: nn.Module) -> bool:
                     empty = nn.Parameter(empty, requires_grad=False)
                 moved[id(tensor)] = (tensor, empty)
             setattr(each, name, moved[id(tensor)][1])
-    return not any(_keeps(value, moved) for each in module.modules() for value in vars(each).values())
+    if any(_keeps(value, moved) for each in module.modules() for value in vars(each).values()):
+        return None
+    return [empty for _, empty in moved.values()]
 
 
 def _keeps(value: Any, moved: Mapping[int, Any]) -> bool:
@@ -246,11 +261,3 @@ def _keeps(value: Any, moved: Mapping[int, Any]) -> bool:
     if isinstance(value, list | tuple | set):
         return any(id(each) in moved for each in value)
     return id(value) in moved
-
-
-def _copies(module: nn.Module) -> bool:
-    try:
-        copy.deepcopy(module)
-    except (RuntimeError, TypeError, NotImplementedError):  # non-leaf tensors, locks, generators
-        return False
-    return True

@@ -12,8 +12,9 @@ from typing import Final, Literal
 import torch
 
 from syncd.errors import GateRefused
+from syncd.model.finite import all_finite, count_nonfinite, has_nan
 from syncd.model.golden import Golden, answer
-from syncd.model.load import LoadedModel, all_finite
+from syncd.model.load import LoadedModel
 
 Stage = Literal["structure", "finite", "golden", "warm-up"]
 STAGES: Final[tuple[Stage, ...]] = ("structure", "finite", "golden", "warm-up")
@@ -70,11 +71,9 @@ def _check_finite(loaded: LoadedModel) -> None:
 
     Tensors shared with the serving version passed with it.
     """
-    for name, tensor in loaded.fresh.items():
-        if all_finite(tensor):
-            continue
-        if name in loaded.parameters or bool(torch.isnan(tensor).any()):
-            bad = int((~torch.isfinite(tensor)).sum())
+    for name, tensor in loaded.suspects.items():
+        if name in loaded.parameters or has_nan(tensor):
+            bad = count_nonfinite(tensor)
             raise refusal("finite", f"{bad} of {tensor.numel()} values of {name} are not finite")
 
 
@@ -88,17 +87,20 @@ def _compare(outputs: Sequence[torch.Tensor], golden: Golden, device: torch.devi
             raise refusal(
                 "golden", f"output {position} has shape {tuple(got.shape)}, not {tuple(expected.shape)}"
             )
-        difference = relative_difference(got, expected)
+        difference = relative_difference(got, expected, golden.atol)
         if not difference <= tolerance:
             raise refusal("golden", f"output {position} differs by {difference:.3g}, more than {tolerance:g}")
 
 
-def relative_difference(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest difference, relative to the largest absolute value of `expected`; infinite or NaN is never near."""
+def relative_difference(got: torch.Tensor, expected: torch.Tensor, atol: float = 0.0) -> float:
+    """The largest difference beyond `atol`, relative to the largest absolute value of `expected`; NaN is never near."""
     if not expected.numel():
         return 0.0
     kind = torch.complex128 if expected.is_complex() or got.is_complex() else torch.float64
     got, expected = got.to(kind), expected.to(kind)
     largest = (got - expected).abs().max().item()
+    if largest <= atol:
+        return 0.0
+    largest -= atol
     scale = expected.abs().max().item()
-    return 0.0 if largest == 0.0 else largest / scale if scale > 0.0 else float("inf")
+    return largest / scale if scale > 0.0 else float("inf")

@@ -49,7 +49,9 @@ from torch import nn
 from syncd.durable import replace_file
 from syncd.errors import DocumentInvalid, Failed, SyncdError, UsageError
 from syncd.model.architecture import build
-from syncd.model.load import TORCH_DTYPES, LoadedModel, WeightsFile, all_finite, load
+from syncd.model.finite import all_finite
+from syncd.model.load import LoadedModel, load
+from syncd.model.weights import TORCH_DTYPES, WeightsFile
 
 METADATA: Final = "syncd.golden"
 FORMAT: Final = "syncd.golden/1"
@@ -64,12 +66,16 @@ _NAME = re.compile(r"(input|output)(?:\.([0-9]{1,3}))?")
 
 @dataclass(frozen=True)
 class Golden:
-    """A golden sample: inputs, the outputs they must give, and how near: relative to an output's largest value."""
+    """A golden sample: inputs, the outputs they must give, and how near: `tolerance` × an output's largest value.
+
+    `atol` is added to that; 0 but for a file that does not say its own tolerance.
+    """
 
     inputs: tuple[torch.Tensor, ...]
     outputs: tuple[torch.Tensor, ...]
     tolerance: Mapping[str, float]
     machine: Mapping[str, str]
+    atol: float = 0.0
 
     def tolerance_on(self, device: torch.device | str) -> float:
         """The tolerance for this machine and `device`: `same` kind as the maker's, or `other`."""
@@ -100,9 +106,13 @@ def flatten_outputs(output: Any) -> list[torch.Tensor]:
     return []
 
 
-def read_golden(path: Path | str, *, folder: int | None = None) -> Golden:
+def read_golden(
+    path: Path | str, *, folder: int | None = None, rtol: float = 1e-3, atol: float = 0.0
+) -> Golden:
     """Read a golden sample; bounded, checked, nothing executed.
 
+    Args:
+        rtol, atol: the head's, for a file that does not say its own tolerance.
     Raises:
         FileNotFoundError: there is none.
         DocumentInvalid: not a golden sample, or one of a later format.
@@ -114,7 +124,8 @@ def read_golden(path: Path | str, *, folder: int | None = None) -> Golden:
             facts = json.loads(file.metadata.get(METADATA, "{}"))
             if facts.get("format", FORMAT) != FORMAT:
                 raise ValueError(f"format {facts['format']!r}")
-            given = {"same": 1e-3, "other": 2e-2} | facts.get("tolerance", {})
+            own = facts.get("tolerance")
+            given = {"same": rtol, "other": max(rtol, 2e-2)} if own is None else own
             tolerance = {key: float(given[key]) for key in ("same", "other")}
             machine = {str(key): str(value) for key, value in facts.get("machine", {}).items()}
             if not all(0 <= each < math.inf for each in tolerance.values()):
@@ -122,7 +133,7 @@ def read_golden(path: Path | str, *, folder: int | None = None) -> Golden:
             inputs, outputs = _in_order(file, "input"), _in_order(file, "output")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DocumentInvalid(f"{path} is not a golden sample of format {FORMAT}: {error}") from error
-        return Golden(inputs, outputs, tolerance, machine)
+        return Golden(inputs, outputs, tolerance, machine, 0.0 if own is not None else atol)
 
 
 def write_golden(path: Path, golden: Golden) -> bytes:

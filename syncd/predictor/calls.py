@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import torch
 
+from syncd.model.finite import all_finite
 from syncd.model.golden import flatten_outputs
-from syncd.model.load import all_finite
 
 RECENT: Final = 1024
 _MAX_PENDING: Final = 256

@@ -15,8 +15,9 @@ from syncd.errors import ArchitectureRefused, DocumentInvalid, Failed, about
 from syncd.model.architecture import Skeleton, build
 from syncd.model.gate import DEFAULT_WITHIN_S, pass_gate
 from syncd.model.golden import Golden, read_golden
-from syncd.model.load import LoadedModel, WeightsFile, load, read_digests
-from syncd.node.links import GOLDEN_FILE, HEAD_FILE, MODEL_FILE, VersionLock
+from syncd.model.load import LoadedModel, load, read_digests
+from syncd.model.weights import WeightsFile
+from syncd.node.links import HEAD_FILE, MODEL_FILE, VersionLock
 from syncd.predictor.calls import Calls
 
 MAX_HEAD_BYTES: Final = 64 * 1024
@@ -131,7 +132,7 @@ class VersionLoader:
             example = serving.example if serving is not None else None
             pass_gate(
                 loaded,
-                golden=_golden(lock),
+                golden=_golden(lock, head),
                 warm_up=None
                 if example is None
                 else [torch.zeros(shape, dtype=dtype) for shape, dtype in example],
@@ -191,11 +192,24 @@ def _open_weights(lock: VersionLock) -> WeightsFile:
         raise DocumentInvalid(f"{lock.path / MODEL_FILE} cannot be read: {error.strerror}") from error
 
 
-def _golden(lock: VersionLock) -> Golden | None:
-    try:
-        return read_golden(GOLDEN_FILE, folder=lock.descriptor)
-    except FileNotFoundError:
+def _golden(lock: VersionLock, head: Mapping[str, Any]) -> Golden | None:
+    """The golden sample that the head names; one that is named must be there."""
+    named = head.get("golden")
+    if named is None:
         return None
+    try:
+        file, rtol, atol = str(named["file"]), float(named["rtol"]), float(named["atol"])
+        if "/" in file:
+            raise ValueError(file)
+        return read_golden(file, folder=lock.descriptor, rtol=rtol, atol=atol)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DocumentInvalid(
+            f"golden in {lock.path / HEAD_FILE} is not {{file, rtol, atol}}: {error}"
+        ) from error
+    except OSError as error:
+        raise DocumentInvalid(
+            f"the golden sample {lock.path / file} cannot be read: {error.strerror}"
+        ) from error
 
 
 def _aliases(weights: WeightsFile, head: Mapping[str, Any]) -> dict[str, str]:

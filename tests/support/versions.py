@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from syncd.model.golden import Golden, answer, default_tolerance, machine_kind, write_golden
-from syncd.model.load import TORCH_DTYPES
+from syncd.model.weights import TORCH_DTYPES
 from syncd.node.links import DIGESTS_FILE, HEAD_FILE, MODEL_FILE, ModelFolder, NodeFolder
 
 DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
@@ -92,9 +92,10 @@ def install_version(
     }
     if architecture is not None:
         head["architecture"] = dict(architecture)
-    (staged / HEAD_FILE).write_text(json.dumps(head, sort_keys=True, separators=(",", ":")))
     if golden is not None:
         write_golden(staged / "golden.safetensors", golden)
+        head["golden"] = {"file": "golden.safetensors", "rtol": 1e-3, "atol": 1e-4}
+    (staged / HEAD_FILE).write_text(json.dumps(head, sort_keys=True, separators=(",", ":")))
     return folder.place_version(version, staged)
 
 
