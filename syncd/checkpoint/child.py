@@ -5,6 +5,7 @@ Started by isolate.py as `python -I -S -c …`: it imports the standard library 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -50,6 +51,7 @@ def answer(descriptor: int, size: int, name: str) -> dict[str, Any]:
 
 def main() -> None:
     """Arguments: descriptor, size, name."""
+    gc.disable()  # this process lives for one value; collecting its cycles would only take time
     set_limits()
     sys.set_int_max_str_digits(5000)
     result = answer(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -32,10 +32,13 @@ def torch_dtype(kind: Any) -> tuple[str, int]:
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
-    if isinstance(value, list):
-        value = tuple(value) if len(value) <= 64 else value
-    if not isinstance(value, tuple) or len(value) > 64 or not all(type(size) is int for size in value):
-        raise Malformed("a tensor's shape or strides are not at most 64 integers")
+    if type(value) is list and len(value) <= 64:
+        value = tuple(value)
+    if type(value) is not tuple or len(value) > 64:
+        raise Malformed("a tensor's shape or strides are not a short tuple")
+    for size in value:
+        if type(size) is not int:
+            raise Malformed("a tensor's shape or strides are not integers")
     return value
 
 

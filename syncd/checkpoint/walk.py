@@ -16,6 +16,7 @@ MAX_KEY_BYTES: Final = 64 << 20
 MAX_EXPANDED: Final = 1 << 31
 MAX_EXPANDED_BYTES: Final = 64 << 20
 MAX_SCALARS: Final = 64
+MAX_SIZE: Final = 1 << 62
 _CONTAINERS: Final = (dict, list, tuple, Record)
 
 Path = tuple[str | int, ...]
@@ -152,7 +153,7 @@ def _add_group(tables: Tables, path: Path, tensors: list[tuple[Any, Tensor]], *,
     for name, tensor in tensors:
         tables.charge(name)
         item_bytes = checked(tensor)
-        names.append(name if strings else str(name))
+        names.append(str(name))
         indices.append(tables.add_tensor((*path, name), tensor, item_bytes))
     tables.groups.append([path, names, indices, module, strings])
 
@@ -165,7 +166,7 @@ def checked(tensor: Tensor) -> int:
     """
     item_bytes = ITEM_BYTES.get(tensor.dtype, 0)
     shape, strides, storage = tensor.shape, tensor.strides, tensor.storage
-    if len(shape) > 64 or any(not 0 <= size < 1 << 62 for size in shape):
+    if len(shape) > 64 or (shape and not 0 <= min(shape) <= max(shape) < MAX_SIZE):
         raise Hostile(f"a tensor of shape {str(shape)[:100]}")
     if storage is None:
         return item_bytes
@@ -173,7 +174,7 @@ def checked(tensor: Tensor) -> int:
         if tensor.kind == "strided":
             tensor.kind = "unknown-dtype"
         return 1
-    if len(strides) != len(shape) or any(not 0 <= stride < 1 << 62 for stride in strides):
+    if len(strides) != len(shape) or (strides and not 0 <= min(strides) <= max(strides) < MAX_SIZE):
         raise Hostile(f"a tensor of strides {str(strides)[:100]}")
     elements, count = storage.bytes // item_bytes, element_count(shape)
     reach = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) + 1 if count else 0

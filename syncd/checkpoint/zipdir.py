@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from syncd.checkpoint.source import Source
-from syncd.checkpoint.values import Hostile, Incomplete, Malformed
+from syncd.checkpoint.values import Hostile, Incomplete
 
 STORED: Final = 0
 MAX_DIRECTORY_BYTES: Final = 256 << 20
@@ -42,7 +42,7 @@ def read_directory(source: Source) -> dict[str, Entry]:
 
     Raises:
         Incomplete: the end record is not the last thing in the file, or a record lies outside it.
-        Malformed: the directory contradicts itself.
+            Nothing covers the directory with a checksum: what contradicts itself may be torn as well as forged.
         Hostile: records overlap, or one name stands for two.
     """
     count, offset, size = _directory_place(source)
@@ -57,7 +57,7 @@ def read_directory(source: Source) -> dict[str, Entry]:
             raise Hostile(f"two records of the name {entry.name[:100]!r}")
         entries[entry.name] = entry
     if position != size:
-        raise Malformed(f"the zip directory has {size - position} bytes too many")
+        raise Incomplete(f"the zip directory has {size - position} bytes too many")
     _place(source, entries, offset)
     return entries
 
@@ -71,7 +71,7 @@ def _directory_place(source: Source) -> tuple[int, int, int]:
     if magic != b"PK\5\6" or comment:
         raise Incomplete("the file does not end with a zip's end record")
     if disk or first_disk or here != count:
-        raise Malformed("a zip file on several disks")
+        raise Incomplete("a zip file on several disks")
     end = at
     locator = source.read(at - _LOCATOR.size, _LOCATOR.size) if at >= _LOCATOR.size + _END64.size else b""
     if locator[:4] == b"PK\6\7":
@@ -80,7 +80,7 @@ def _directory_place(source: Source) -> tuple[int, int, int]:
             raise Incomplete("the zip's 64-bit end record is not where it should be")
         fields = _END64.unpack(source.read(end, _END64.size))
         if fields[0] != b"PK\6\6" or fields[1] != _END64.size - 12 or fields[6] != fields[7]:
-            raise Malformed("the zip's 64-bit end record is damaged")
+            raise Incomplete("the zip's 64-bit end record is damaged")
         _agree(count, fields[7], _FULL16)
         _agree(size, fields[8], _FULL32)
         _agree(offset, fields[9], _FULL32)
@@ -92,26 +92,26 @@ def _directory_place(source: Source) -> tuple[int, int, int]:
 
 def _agree(short: int, long: int, full: int) -> None:
     if short not in (full, long):
-        raise Malformed(f"the zip's end records disagree: {short} and {long}")
+        raise Incomplete(f"the zip's end records disagree: {short} and {long}")
 
 
 def _read_entry(raw: bytes, position: int, limit: int) -> tuple[Entry, int]:
     """The directory entry at `position` and the position behind it; `limit` is where the directory begins."""
     if position + _ENTRY.size > len(raw):
-        raise Malformed("the zip directory ends within a record")
+        raise Incomplete("the zip directory ends within a record")
     fields = _ENTRY.unpack_from(raw, position)
     magic, flags, method, crc32, packed, size = fields[0], fields[3], fields[4], *fields[7:10]
     name_length, extra_length, comment_length, disk, header = *fields[10:14], fields[16]
     position += _ENTRY.size
     end = position + name_length + extra_length + comment_length
     if magic != b"PK\1\2" or end > len(raw):
-        raise Malformed("the zip directory is damaged")
+        raise Incomplete("the zip directory is damaged")
     name = raw[position : position + name_length].decode("utf-8", "surrogateescape")
     if _FULL32 in (packed, size, header):
         extra = raw[position + name_length : position + name_length + extra_length]
         size, packed, header = _long_fields(extra, size, packed, header)
     if disk or flags & _ENCRYPTED or (method == STORED and packed != size):
-        raise Malformed(f"record {name[:100]!r} is encrypted, split or of two sizes")
+        raise Incomplete(f"record {name[:100]!r} is encrypted, split or of two sizes")
     if header + _LOCAL.size + packed > limit:
         raise Incomplete(f"record {name[:100]!r} lies outside the file")
     return Entry(name, method, crc32, packed, header, -1), end
@@ -134,7 +134,7 @@ def _long_fields(extra: bytes, size: int, packed: int, header: int) -> tuple[int
                 )
             except StopIteration:
                 break
-    raise Malformed("a record's 64-bit sizes are missing")
+    raise Incomplete("a record's 64-bit sizes are missing")
 
 
 def _place(source: Source, entries: dict[str, Entry], limit: int) -> None:

@@ -37,16 +37,13 @@ def parse_file(source: Source) -> Tables:
         Hostile: it breaks a bound, or its format.
     """
     head = source.head(HEAD_BYTES)
-    if not head.strip(b"\0"):
-        raise Incomplete(
-            "the file is empty" if not head else "the file begins with zeros: nothing written yet"
-        )
+    written = head.rstrip(b"\0")
+    if any(magic.startswith(written) and len(written) < len(magic) for magic in _MAGICS):
+        raise Incomplete(f"only its first {len(written)} bytes are written")
     for each in _FORMATS:
         if each.recognise(head, source.name):
             try:
                 return each.parse(source)
             except Malformed as error:
                 raise Hostile(str(error)) from None
-    if source.size < 32 and any(magic.startswith(head[: len(magic)]) for magic in _MAGICS):
-        raise Incomplete(f"only the first {source.size} bytes of a checkpoint are written")
     raise Unsupported(refused.name_file(head, source.name))
