@@ -22,6 +22,7 @@ from syncd.edge.retention import clear_incoming, retire_versions
 from syncd.edge.standing import Intention, Standing, Target
 from syncd.edge.transitions import MAX_REPLANS, WITHIN, Action, Event, State, crash_point
 from syncd.errors import DocumentInvalid, Failed, NeedsNewerSyncd, SyncdError
+from syncd.node.followers import read_dead, read_followers
 from syncd.node.links import HEAD_FILE, MODEL_FILE, ModelFolder
 from syncd.state import events, installed
 from syncd.state.db import Database
@@ -50,6 +51,7 @@ class Actions:
         self.poll_error: SyncdError | None = None
         self.progress: tuple[int, int] | None = None
         self.wire_bytes = 0
+        self.dead_before: frozenset[str] = frozenset()
         self._retry_s = 1.0
         self._stop = threading.Event()
 
@@ -168,6 +170,7 @@ class Actions:
         standing.attempt += 1
         within = self.section.gate_within
         version = standing.target.version
+        self.dead_before = frozenset(each.id for each in read_dead(self.folder))
         activate.offer(self.folder, version, attempt=standing.attempt, gate_within_s=within)
         if standing.asked > 1:
             self.say("asked-again", intention.reason, standing.target)
@@ -243,6 +246,7 @@ class Actions:
     def tidy(self) -> None:
         """Retire versions and documents that nothing needs; what is in use waits for the next time."""
         refused = {each.version for each in installed.quarantine(self.db, self.section.model)}
+        read_followers(self.folder, sweep=True)
         for version in retire_versions(self.folder, self.db, self.section.keep, refused):
             _log.info("%s: version %s retired", self.section.model, version)
         keep: set[str] = set()

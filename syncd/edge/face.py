@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -94,9 +95,9 @@ def node_face(documents: Documents) -> Face:
     return face
 
 
-def files_face(documents: Documents, below: str = "") -> Face:
-    """Every file of the version, byte for byte, under its own path."""
-    face = Face("files")
-    for number in range(len(documents.head.files)):
+def files_face(documents: Documents, below: str = "", numbers: Sequence[int] = ()) -> Face:
+    """These files of the version (none named: all), byte for byte, under their own paths."""
+    face = Face("files", tuple(numbers))
+    for number in numbers or range(len(documents.head.files)):
         face.add_recipe(documents, number, below + documents.head.files[number].path)
     return face

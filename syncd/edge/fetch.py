@@ -172,7 +172,7 @@ class Download:
             wanted, length = table.rows[number].digest, self._documents.layout.segments[number].length
             if number in journal.done:
                 self._count("kept", length)
-            elif not journal.fresh and self._read_back(number, wanted, length) is not None:
+            elif self._read_back(number, wanted, length) is not None:
                 self._count("kept", length)
                 self._written([number], length)
             elif (found := self._from_sources(wanted, length)) is not None:

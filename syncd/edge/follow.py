@@ -291,6 +291,7 @@ class Follow(Actions):
             asked=standing.asked,
             within_s=self.section.gate_within,
             culprit=standing.reason if standing.asked > 1 else "",
+            dead_before=self.dead_before,
         )
 
     async def _probation(self) -> tuple[Event, str]:

@@ -31,8 +31,7 @@ class Journal:
             found = path.read_bytes()
         except FileNotFoundError:
             found = b""
-        self.fresh = not found.startswith(first)
-        if self.fresh:
+        if not found.startswith(first):
             durable.replace_file(path, first, 0o600)
             found = first
         whole = found[: found.rfind(b"\n") + 1]

@@ -7,14 +7,21 @@ import time
 from typing import Final
 
 from syncd.edge.transitions import MAX_ATTEMPTS, Event
-from syncd.node.followers import FollowerReport, count_votes, failed_votes, read_followers
+from syncd.node.followers import count_votes, failed_votes, read_dead, read_followers
 from syncd.node.links import ModelFolder
 
 LOOK_S: Final = 0.05
 
 
 async def ask_voters(
-    folder: ModelFolder, version: int, *, attempt: int, asked: int, within_s: float, culprit: str
+    folder: ModelFolder,
+    version: int,
+    *,
+    attempt: int,
+    asked: int,
+    within_s: float,
+    culprit: str = "",
+    dead_before: frozenset[str] = frozenset(),
 ) -> tuple[Event, str]:
     """Wait for the votes on `version` as offered the `attempt`-th time.
 
@@ -22,16 +29,16 @@ async def ask_voters(
         asked: how often this version was asked about, this time included.
         culprit: who died or kept silent before; it is waited for, so that a process that dies of a version cannot
             let it pass by being dead.
+        dead_before: followers that were dead when the offer was made.
     Returns: PASSED, REFUSED with the reason, or UNANSWERED with the culprit's name.
     """
     deadline = time.monotonic() + within_s
-    waited_for: tuple[str, ...] = ()
     while True:
         reports = await asyncio.to_thread(read_followers, folder, sweep=False)
         tally = count_votes(reports, version, attempt)
         if tally.refused:
             return Event.REFUSED, _named(*tally.refused[0])
-        dead = await asyncio.to_thread(_died, folder, waited_for, reports)
+        dead = await asyncio.to_thread(_died, folder, version, attempt, dead_before)
         silent = dead or (tally.waiting[0] if tally.waiting else culprit)
         if tally.all_accepted and not dead and (tally.accepted or not culprit):
             return Event.PASSED, f"{len(tally.accepted)} voters accepted" if tally.accepted else "no voter"
@@ -40,15 +47,13 @@ async def ask_voters(
             if asked >= MAX_ATTEMPTS:
                 return Event.REFUSED, f"follower {silent} {how}, {asked} times asked"
             return Event.UNANSWERED, f"follower {silent} {how}"
-        waited_for = tally.waiting
         await asyncio.sleep(min(LOOK_S, max(0.0, deadline - time.monotonic())))
 
 
-def _died(folder: ModelFolder, waited_for: tuple[str, ...], reports: list[FollowerReport]) -> str:
-    """The id of a voter that was waited for and is dead: its files are still there, its lock is free."""
-    alive = {report.id for report in reports}
-    gone = [each for each in waited_for if each not in alive and (folder.followers / f"{each}.lock").exists()]
-    return gone[0] if gone else ""
+def _died(folder: ModelFolder, version: int, attempt: int, before: frozenset[str]) -> str:
+    """The id of a voter that died without an answer since the offer was made, "" if none did."""
+    silent = count_votes(read_dead(folder), version, attempt).waiting
+    return next((each for each in silent if each not in before), "")
 
 
 async def watch_probation(

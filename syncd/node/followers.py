@@ -197,6 +197,21 @@ def read_followers(folder: ModelFolder, *, sweep: bool = True) -> list[FollowerR
     return reports
 
 
+def read_dead(folder: ModelFolder) -> list[FollowerReport]:
+    """The last reports of followers that ended without leaving: their files are there, their locks are free."""
+    dead = []
+    for follower in _ids(folder.followers):
+        with _open_regular(folder.followers / f"{follower}.lock") as opened:
+            if opened is not None:
+                try:
+                    fcntl.flock(opened[0], fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                last_words = _read_report(folder.followers, follower, opened[1].st_uid)
+                dead.append(replace(last_words, alive=False))
+    return dead
+
+
 def _ids(folder: Path) -> list[str]:
     found = set()
     try:
