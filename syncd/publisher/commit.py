@@ -14,6 +14,7 @@ import secrets
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +26,7 @@ from syncd.errors import (
     KeyUnusable,
     LostRace,
     ObjectExists,
+    SyncdError,
     UnknownChannel,
     UnknownVersion,
 )
@@ -225,7 +227,9 @@ class ModelRepository:
         """
         state = await self._current()
         self._state = None
-        await sign_next(self.store, self._keyed(), state, changes, targets=targets, step=step)
+        written = await sign_next(self.store, self._keyed(), state, changes, targets=targets, step=step)
+        with suppress(SyncdError, OSError):  # committed it is; without this the next one only looks again
+            self._state = await self.trust.adopt(written)
 
     async def _current(self) -> SignedState:
         return await self.load() if self._state is None else self._state

@@ -16,7 +16,7 @@ from syncd.trust import names
 from syncd.trust.facts import ChannelFacts
 from syncd.trust.founding import put_next
 from syncd.trust.sign import ModelSigner, SignedRole, Target
-from syncd.trust.verify import SignedState
+from syncd.trust.verify import SignedState, Written
 
 SIGNING_STEPS: Final = (
     "publisher.before_roles",
@@ -40,7 +40,7 @@ async def sign_next(
     *,
     targets: SignedRole | None = None,
     step: Step = no_step,
-) -> None:
+) -> Written:
     """Sign the changed roles, a snapshot over all, and move the timestamp if it is still that of `state`.
 
     Args:
@@ -79,7 +79,7 @@ async def sign_next(
     timestamp = await asyncio.to_thread(signer.sign_timestamp, number, snapshot, hints)
     step("publisher.before_timestamp")
     try:
-        await store.put(names.model_key(model, names.TIMESTAMP), timestamp, mode=IfMatch(state.etag))
+        etag = await store.put(names.model_key(model, names.TIMESTAMP), timestamp, mode=IfMatch(state.etag))
     except ObjectChanged as error:
         raise LostRace(
             f"another publisher of {model} committed first",
@@ -87,6 +87,7 @@ async def sign_next(
             model=model,
         ) from error
     step("publisher.after_timestamp")
+    return Written(etag, {**files, "snapshot": snapshot, "timestamp": SignedRole(number, timestamp)})
 
 
 async def _put_role(

@@ -59,6 +59,14 @@ class SignedState:
     receipts: Receipts
 
 
+@dataclass(frozen=True)
+class Written:
+    """What a publisher has just committed: the timestamp's new ETag, and every role but root as it is served."""
+
+    etag: str | None
+    files: Mapping[str, SignedRole]
+
+
 class ModelTrust:
     """One model of one store, as this node has accepted it so far. One at a time per folder is fast, more are safe.
 
@@ -165,12 +173,24 @@ class ModelTrust:
                 )
             outcome = await self._update(receipts, blob.data, root, None)
             self._accept(outcome.receipts)
-            channels = {
-                channel: outcome.receipts.channels.get(channel)
-                for channel in map(names.role_channel, outcome.delegated)
-                if channel is not None
+            return _state(blob.etag, outcome)
+
+    async def adopt(self, written: Written) -> SignedState:
+        """Take what this process has committed as accepted, verified like any other, with no request."""
+        async with self._lock:
+            receipts = await self._receipts()
+            timestamp = written.files["timestamp"].data
+            root: Fetched = {
+                names.metadata(self._next_root(receipts), "root"): ObjectMissing(
+                    "the next root was not looked for"
+                )
             }
-            return SignedState(blob.etag, outcome.files, outcome.delegated, channels, outcome.receipts)
+            files: Fetched = {
+                names.metadata(each.number, role): each.data for role, each in written.files.items()
+            }
+            outcome = await self._verify(timestamp, {**files, **root}, None)
+            self._known = outcome.receipts
+            return _state(written.etag, outcome)
 
     async def _receipts(self) -> Receipts:
         if self._known is None:
@@ -235,16 +255,20 @@ class ModelTrust:
         self, receipts: Receipts, timestamp: bytes, root: Fetched, roles: tuple[str, ...] | None
     ) -> Outcome:
         """Prefetch what the timestamp hints at, then let python-tuf verify it all in a thread."""
-        from syncd.store.blocking import BlockingStore
-
         next_root = self._next_root(receipts)
         looked_for = names.metadata(next_root, "root")
         after = names.metadata(next_root + 1, "root") if _found(root) else looked_for
         wanted = [] if after in root else [after]
         wanted += _worth_fetching(_hints(timestamp), receipts, roles)
-        fetched = {names.TIMESTAMP: timestamp, **root, **await self._fetch_all(wanted)}
-        blocking = BlockingStore(self._store, asyncio.get_running_loop())
+        fetched = {**root, **await self._fetch_all(wanted)}
         self._at_hand = {name: each for name, each in fetched.items() if names.parse_metadata(name) is None}
+        return await self._verify(timestamp, fetched, roles)
+
+    async def _verify(self, timestamp: bytes, fetched: Fetched, roles: tuple[str, ...] | None) -> Outcome:
+        from syncd.store.blocking import BlockingStore
+
+        fetched = {**fetched, names.TIMESTAMP: timestamp}
+        blocking = BlockingStore(self._store, asyncio.get_running_loop())
 
         def update() -> Outcome:
             from syncd.trust.updating import Request, refresh
@@ -317,6 +341,15 @@ class ModelTrust:
 
     def _key(self, name: str) -> str:
         return names.model_key(self._model, name)
+
+
+def _state(etag: str | None, outcome: Outcome) -> SignedState:
+    channels = {
+        channel: outcome.receipts.channels.get(channel)
+        for channel in map(names.role_channel, outcome.delegated)
+        if channel is not None
+    }
+    return SignedState(etag, outcome.files, outcome.delegated, channels, outcome.receipts)
 
 
 def _found(root: Fetched) -> bool:
