@@ -91,16 +91,14 @@ def count_votes(reports: list[FollowerReport], version: int, attempt: int) -> Ta
     refused: list[tuple[str, str]] = []
     waiting: list[str] = []
     for report in reports:
-        vote = report.vote
         if not report.voter:
             continue
-        if vote and vote.version == version and vote.verdict != "accept":
+        vote = report.vote
+        if vote and (vote.version, vote.attempt) != (version, attempt):
+            vote = None  # the answer to another question
+        if vote and vote.verdict != "accept":
             refused.append((report.id, vote.reason))
-        elif (
-            (vote and (vote.version, vote.attempt) == (version, attempt))
-            or report.held
-            or report.version == version
-        ):
+        elif vote or report.held or report.version == version:
             accepted.append(report.id)
         else:
             waiting.append(report.id)

@@ -139,7 +139,7 @@ class ModelFolder:
         link = self.path / name
         try:
             found = link.lstat()
-            target = str(link.readlink()) if stat.S_ISLNK(found.st_mode) else "(not a link)"
+            target = os.readlink(link) if stat.S_ISLNK(found.st_mode) else "(not a link)"  # noqa: PTH115 - as it is, slashes and all
         except FileNotFoundError:
             return Look(None, None)
         matched = _TARGET.fullmatch(target)
