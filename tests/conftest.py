@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,17 @@ import pytest
 
 from tests.support.servers import Nginx, RcloneS3, SeaweedFS, Unavailable
 
+
+def _can_mount() -> bool:
+    """Root, and not one that a container has taken CAP_SYS_ADMIN or the loop devices from."""
+    if os.geteuid() != 0 or not Path("/dev/loop-control").exists():
+        return False
+    capabilities = re.search(r"^CapEff:\s*(\w+)", Path("/proc/self/status").read_text(), re.MULTILINE)
+    cap_sys_admin = 21
+    return bool(capabilities and int(capabilities[1], 16) >> cap_sys_admin & 1)
+
+
+CAN_MOUNT = _can_mount()
 IN_CI = os.environ.get("SYNCD_CI") == "1"
 DEBIAN_PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
 
@@ -36,8 +48,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _cannot_run(item: pytest.Item) -> str | None:
     """Why this machine cannot run the test; `@pytest.mark.debian("nginx", …)` names the programs it needs."""
-    if item.get_closest_marker("root") and os.geteuid() != 0:
-        return f"{item.name} needs root"
+    if item.get_closest_marker("root") and not CAN_MOUNT:
+        return f"{item.name} needs root that may mount disks (CAP_SYS_ADMIN, loop devices)"
     for marker in item.iter_markers("debian"):
         for program in marker.args:
             if shutil.which(program, path=DEBIAN_PATH) is None:

@@ -11,17 +11,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 from collections.abc import AsyncIterator, Awaitable
-from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from syncd.config import StoreSection
 from syncd.errors import (
-    ConfigInvalid,
     KeyInvalid,
     ObjectChanged,
     ObjectExists,
@@ -46,15 +42,14 @@ from syncd.store.base import (
     validate_key,
     validate_prefix,
 )
+from syncd.store.cloud_client import READ_TIMEOUT_S, check_section, make_clients, reason
 
 if TYPE_CHECKING:
-    from obstore.store import ClientConfig, ObjectStore, RetryConfig
+    from obstore.store import ObjectStore
 
 T = TypeVar("T")
 
 PUT_ATTEMPTS = 3
-RETRIES = 3
-READ_TIMEOUT_S = 20.0
 _STATUS = re.compile(r"status code: (\d{3})")
 _FULL = ("507 ", "StorageFull", "QuotaExceeded", "no space left")
 _WRONG_ANSWER = ("non-partial response", "Requested ", "Content-Range", "ContentRange", "requested 0..")
@@ -72,7 +67,7 @@ class CloudStore:
     )
 
     def __init__(self, section: StoreSection, *, read_timeout_s: float = READ_TIMEOUT_S) -> None:
-        _check(section)
+        check_section(section)
         self.url = public_url(section.url)
         self.wire_bytes = 0
         self.requests = 0
@@ -155,7 +150,7 @@ class CloudStore:
     async def _client(self) -> ObjectStore:
         async with self._making:
             if self._repeating is None:
-                made = await asyncio.to_thread(_make_clients, self._section, self._read_timeout_s)
+                made = await asyncio.to_thread(make_clients, self._section, self._read_timeout_s)
                 self._repeating, self._single = made
                 return made[0]
             return self._repeating
@@ -276,7 +271,7 @@ def _sorted(error: Exception, url: str, key: str) -> StoreError:
 
     text = str(error)
     where: dict[str, Any] = {"store": url, "key": key}
-    why = _reason(text)
+    why = reason(text)
     status = int(found[1]) if (found := _STATUS.search(text)) else 0
     if isinstance(error, PermissionDeniedError | UnauthenticatedError) or "AccessDenied" in text:
         do = "look at the credentials and what they may do; `syncd check` tries each permission"
@@ -295,110 +290,3 @@ def _sorted(error: Exception, url: str, key: str) -> StoreError:
         return StoreBroken(f"the store answered against its protocol about {key}", why=why, **where)
     kind = _NeverSent if "kind: Connect," in text else StoreUnreachable
     return kind(f"no answer about {key}", why=why, do="it is asked again later", **where)
-
-
-def _reason(text: str) -> str:
-    """The first line of an obstore error without query strings, which may be signatures."""
-    first = text.strip().partition("\n")[0].removesuffix('<?xml version="1.0" encoding="UTF-8"?>')
-    return re.sub(r"\?\S+", "", first).strip(" :")[:300]
-
-
-def _check(section: StoreSection) -> None:
-    """Refuse what cannot be meant, before anything is asked."""
-    parts = urlsplit(section.url)
-    if not parts.netloc or "@" in parts.netloc or parts.query:
-        what = f"store.url {public_url(section.url)!r} is not {parts.scheme}://bucket/path"
-        raise ConfigInvalid(what, do="credentials belong into the environment or ~/.aws, never into the URL")
-    if parts.path.strip("/"):
-        validate_prefix(parts.path.strip("/"))
-    if section.client_cert:
-        raise ConfigInvalid(
-            f"store.client_cert does not work with {parts.scheme}://", do="it is for https:// alone"
-        )
-    if section.profile and parts.scheme != "s3":
-        raise ConfigInvalid(f"store.profile does not work with {parts.scheme}://", do="it is for s3:// alone")
-
-
-def _make_clients(section: StoreSection, read_timeout_s: float) -> tuple[ObjectStore, ObjectStore]:
-    """A client that repeats what is safe to repeat, and one that never does, for conditional puts."""
-    options: ClientConfig = {
-        "timeout": timedelta(minutes=30),
-        "connect_timeout": timedelta(seconds=5),
-        "read_timeout": timedelta(seconds=read_timeout_s),
-        "allow_http": (section.endpoint or "").startswith("http://"),
-    }
-    if section.proxy:
-        options["proxy_url"] = section.proxy
-    if section.ca_file:
-        options["root_certificate"] = _pem(section.ca_file)
-    credentials = _aws_credentials(section) if section.url.startswith("s3:") else None
-    made = [_make_client(section, options, credentials, retries) for retries in (RETRIES, 0)]
-    return made[0], made[1]
-
-
-def _make_client(section: StoreSection, options: ClientConfig, credentials: Any, retries: int) -> ObjectStore:
-    from obstore.exceptions import BaseError
-    from obstore.store import AzureStore, GCSStore, S3Store
-
-    parts = urlsplit(section.url)
-    retry: RetryConfig = {
-        "max_retries": retries,
-        "retry_timeout": timedelta(seconds=60),
-        "backoff": {
-            "init_backoff": timedelta(milliseconds=200),
-            "max_backoff": timedelta(seconds=5),
-            "base": 2,
-        },
-    }
-    given: dict[str, Any] = {
-        "prefix": parts.path.strip("/") or None,
-        "client_options": options,
-        "retry_config": retry,
-    }
-    if section.endpoint:
-        given["endpoint"] = section.endpoint
-    try:
-        if parts.scheme == "gs":
-            return GCSStore(parts.netloc, **given)
-        if parts.scheme == "az":
-            return AzureStore(parts.netloc, **given)
-        region = section.region or _region(credentials)
-        given |= {"region": region} | ({"credential_provider": credentials} if credentials else {})
-        return S3Store(parts.netloc, **given)
-    except (BaseError, ValueError) as error:
-        raise StoreDenied(f"{public_url(section.url)} cannot be opened", why=_reason(str(error))) from None
-
-
-def _region(credentials: Any) -> str:
-    known = credentials.config.get("region") if credentials else None
-    return known or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-
-
-def _aws_credentials(section: StoreSection) -> Any:
-    """boto3's chain where it is installed (profiles, SSO, ~/.aws); None leaves obstore to the environment."""
-    if not section.profile and "AWS_ACCESS_KEY_ID" in os.environ:
-        return None
-    try:
-        import boto3
-        from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped,import-not-found,unused-ignore]
-        from obstore.auth.boto3 import Boto3CredentialProvider
-    except ImportError:
-        if section.profile:
-            what = f"store.profile {section.profile!r} needs boto3, which is not installed"
-            raise ConfigInvalid(what, do="pip install 'syncd[aws]'") from None
-        return None
-    try:
-        return Boto3CredentialProvider(boto3.Session(profile_name=section.profile))
-    except (BotoCoreError, ValueError) as error:
-        raise StoreDenied(
-            f"there are no AWS credentials for {public_url(section.url)}",
-            why=str(error)[:200],
-            do="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or store.profile, or log in with `aws sso login`",
-        ) from None
-
-
-def _pem(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigInvalid(f"store.ca_file {path} cannot be read: {error.strerror}") from error

@@ -11,18 +11,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
-import secrets
 import stat
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from syncd.durable import make_folder, write_all
+from syncd.durable import make_folder
 from syncd.errors import (
     ObjectChanged,
     ObjectExists,
@@ -47,13 +44,23 @@ from syncd.store.base import (
     validate_key,
     validate_prefix,
 )
+from syncd.store.descriptors import (
+    READ_FOLDER,
+    aside_file,
+    collect,
+    locked,
+    make_folder_at,
+    opened,
+    read_exactly,
+    sweep,
+)
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-LOCK_WITHIN_S = 30.0
+IO_WITHIN_S = 120.0
+"""A folder that does not answer for so long is a mount that hangs."""
 _MARKER = ".syncd-store"
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _ERRORS: dict[int, tuple[type[StoreError], str]] = {
     errno.ENOSPC: (StoreFull, "free space on that file system"),
     errno.EDQUOT: (StoreFull, "the quota on that file system is used up"),
@@ -79,6 +86,7 @@ class FolderStore:
         self.url = self.root.as_uri()
         self.wire_bytes = 0
         self.requests = 0
+        self._swept: set[str] = set()
         if create:
             with self._told("", "make the store"):
                 make_folder(self.root)
@@ -127,7 +135,16 @@ class FolderStore:
 
     async def _ask(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         self.requests += 1
-        return await asyncio.to_thread(call, *args, **kwargs)
+        try:
+            async with asyncio.timeout(IO_WITHIN_S):
+                return await asyncio.to_thread(call, *args, **kwargs)
+        except TimeoutError:
+            raise StoreUnreachable(
+                f"{self.root} has not answered for {IO_WITHIN_S:.0f} s",
+                why="a network mount or a disk hangs",
+                do="look after it; a put may still land",
+                store=self.url,
+            ) from None
 
     # Everything below blocks, and runs in a thread.
 
@@ -135,7 +152,7 @@ class FolderStore:
         with self._told(key, "read"), self._object(key) as (descriptor, size):
             if size > limit:
                 raise ObjectTooLarge(f"{key} has {size} bytes, at most {limit} are taken", store=self.url)
-            return _read_exactly(descriptor, 0, size)
+            return read_exactly(descriptor, 0, size)
 
     def _read_if_changed(self, key: str, etag: str | None, limit: int) -> Blob | None:
         data = self._read(key, limit)
@@ -148,33 +165,41 @@ class FolderStore:
                 raise StoreBroken(
                     f"{key} has {size} bytes: there are no {length} from {start}", store=self.url, key=key
                 )
-            return _read_exactly(descriptor, start, length)
+            return read_exactly(descriptor, start, length)
 
     def _look(self, key: str) -> ObjectInfo:
         with self._told(key, "look at"), self._object(key) as (descriptor, size):
             digest = hashlib.sha256()
             for start in range(0, size, 1 << 20):
-                digest.update(_read_exactly(descriptor, start, min(1 << 20, size - start)))
+                digest.update(read_exactly(descriptor, start, min(1 << 20, size - start)))
             return ObjectInfo(key, size, digest.hexdigest(), os.fstat(descriptor).st_mtime)
 
     def _put(self, key: str, data: bytes, mode: Mode) -> str:
         with self._told(key, "write"):
             if self._is_absent():
                 raise self._absent()
-            self._put_file(key, data, mode)
+            try:
+                self._put_file(key, data, mode)
+            except FileNotFoundError:
+                if isinstance(mode, IfMatch) and not self._is_absent():
+                    raise ObjectChanged(f"{key} is not there", store=self.url, key=key) from None
+                raise
         return _etag(data)
 
     def _put_file(self, key: str, data: bytes, mode: Mode) -> None:
-        name = key.rpartition("/")[2]
-        with self._folder(key, make=True) as folder:
+        parent, _, name = key.rpartition("/")
+        with self._folder(key, make=not isinstance(mode, IfMatch)) as folder:
+            if parent not in self._swept:
+                self._swept.add(parent)
+                sweep(folder)
             if isinstance(mode, Create):
-                with _aside(folder, data, self._permissions()) as aside:
+                with aside_file(folder, data, self._permissions()) as aside:
                     self._link(folder, aside, name, key)
                 return
-            with _locked(folder, self.url):
+            with locked(folder, self.url):
                 if isinstance(mode, IfMatch):
                     self._expect(folder, name, key, mode.etag)
-                with _aside(folder, data, self._permissions()) as aside:
+                with aside_file(folder, data, self._permissions()) as aside:
                     os.rename(aside, name, src_dir_fd=folder, dst_dir_fd=folder)
                     os.fsync(folder)
 
@@ -193,8 +218,8 @@ class FolderStore:
 
     def _expect(self, folder: int, name: str, key: str, etag: str) -> None:
         try:
-            with _opened(name, folder) as (descriptor, size):
-                found = _etag(_read_exactly(descriptor, 0, size)) if size <= MAX_OBJECT_BYTES else "too large"
+            with opened(name, folder) as (descriptor, size):
+                found = _etag(read_exactly(descriptor, 0, size)) if size <= MAX_OBJECT_BYTES else "too large"
         except FileNotFoundError:
             found = "nothing"
         if found != etag:
@@ -207,7 +232,7 @@ class FolderStore:
             with (
                 contextlib.suppress(FileNotFoundError),
                 self._folder(key) as folder,
-                _locked(folder, self.url),
+                locked(folder, self.url),
             ):
                 os.unlink(key.rpartition("/")[2], dir_fd=folder)
                 os.fsync(folder)
@@ -221,7 +246,7 @@ class FolderStore:
                 contextlib.suppress(FileNotFoundError),
                 self._folder(f"{prefix}/." if prefix else ".") as folder,
             ):
-                _collect(folder, prefix, found)
+                collect(folder, prefix, found)
         return tuple(found)
 
     @contextlib.contextmanager
@@ -231,12 +256,12 @@ class FolderStore:
         try:
             for name in key.split("/")[:-1]:
                 try:
-                    below = os.open(name, _READ | os.O_DIRECTORY, dir_fd=at)
+                    below = os.open(name, READ_FOLDER, dir_fd=at)
                 except FileNotFoundError:
                     if not make:
                         raise
-                    _make_folder(name, at, self.root.stat().st_mode & 0o7777)
-                    below = os.open(name, _READ | os.O_DIRECTORY, dir_fd=at)
+                    make_folder_at(name, at, self.root.stat().st_mode & 0o7777)
+                    below = os.open(name, READ_FOLDER, dir_fd=at)
                 except NotADirectoryError:
                     if make or stat.S_ISLNK(os.lstat(name, dir_fd=at).st_mode):
                         raise
@@ -249,8 +274,8 @@ class FolderStore:
 
     @contextlib.contextmanager
     def _object(self, key: str) -> Iterator[tuple[int, int]]:
-        with self._folder(key) as folder, _opened(key.rpartition("/")[2], folder) as opened:
-            yield opened
+        with self._folder(key) as folder, opened(key.rpartition("/")[2], folder) as found:
+            yield found
 
     def _permissions(self) -> int:
         return self.root.stat().st_mode & 0o666
@@ -288,96 +313,3 @@ class FolderStore:
 
 def _etag(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def _read_exactly(descriptor: int, start: int, length: int) -> bytes:
-    """Objects are replaced, never changed: fewer bytes than the descriptor's size mean that someone else wrote here."""
-    parts = []
-    while length:
-        part = os.pread(descriptor, length, start)
-        if not part:
-            raise StoreBroken(
-                "a file became shorter while it was read", why="something other than syncd writes here"
-            )
-        parts.append(part)
-        start, length = start + len(part), length - len(part)
-    return b"".join(parts) if len(parts) != 1 else parts[0]
-
-
-@contextlib.contextmanager
-def _opened(name: str, folder: int) -> Iterator[tuple[int, int]]:
-    """Descriptor and size of a regular file; a link, a pipe or a folder is no object."""
-    descriptor = os.open(name, _READ, dir_fd=folder)
-    try:
-        found = os.fstat(descriptor)
-        if stat.S_ISDIR(found.st_mode):
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))  # the beginning of other keys
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EISDIR, "not a regular file")
-        yield descriptor, found.st_size
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _aside(folder: int, data: bytes, permissions: int) -> Iterator[str]:
-    """The name of a durable file beside the one to be; gone afterwards unless it was renamed."""
-    name = f".part-{secrets.token_hex(8)}"
-    descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
-    try:
-        try:
-            write_all(descriptor, data)
-            os.fchmod(descriptor, permissions)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        yield name
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=folder)
-
-
-@contextlib.contextmanager
-def _locked(folder: int, url: str) -> Iterator[None]:
-    """Hold the folder's lock file, which is never replaced: a lock on a renamed file is lost."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(".lock", flags, stat.S_IMODE(os.fstat(folder).st_mode) & 0o666, dir_fd=folder)
-    try:
-        give_up = time.monotonic() + LOCK_WITHIN_S
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > give_up:
-                    what = f"another process has held the store's lock for {LOCK_WITHIN_S:.0f} s"
-                    raise StoreUnreachable(what, do="look for a process that hangs", store=url) from None
-            time.sleep(0.002)  # a timed flock does not exist; in a thread of its own
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _make_folder(name: str, parent: int, permissions: int) -> None:
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(name, permissions & 0o777, dir_fd=parent)
-        os.chmod(name, permissions, dir_fd=parent)
-    os.fsync(parent)
-
-
-def _collect(folder: int, prefix: str, found: deque[ObjectInfo]) -> None:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith(".") or entry.is_symlink():
-                continue
-            key = f"{prefix}/{entry.name}" if prefix else entry.name
-            if entry.is_dir(follow_symlinks=False):
-                below = os.open(entry.name, _READ | os.O_DIRECTORY, dir_fd=folder)
-                try:
-                    _collect(below, key, found)
-                finally:
-                    os.close(below)
-            elif entry.is_file(follow_symlinks=False):
-                with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
-                    facts = entry.stat(follow_symlinks=False)
-                    found.append(ObjectInfo(key, facts.st_size, None, facts.st_mtime))

@@ -28,7 +28,7 @@ from syncd.store.cloud import CloudStore
 from syncd.store.open import open_store
 from tests.contract.store_contract import StoreContract
 from tests.support.faults import AnswerLoser, Fault, FaultServer
-from tests.support.servers import SeaweedFS
+from tests.support.servers import Nginx, SeaweedFS
 
 
 @pytest.fixture
@@ -255,6 +255,18 @@ async def test_a_cut_read_goes_on_where_it_broke(faulty: FaultServer) -> None:
     assert (await store.get("a", limit=20_000)).data == (faulty.folder / "models" / "a").read_bytes()
     assert len(faulty.requests) == 2
     assert "range" in faulty.requests[1].headers
+
+
+@pytest.mark.debian("nginx")
+@pytest.mark.usefixtures("s3")
+async def test_a_private_authority_is_trusted_when_named(nginx: Nginx) -> None:
+    (nginx.root / "tls-bucket").mkdir()
+    (nginx.root / "tls-bucket" / "a").write_bytes(b"1")
+    section = StoreSection(url="s3://tls-bucket", endpoint=nginx.tls_url)
+    named = section.model_copy(update={"ca_file": nginx.ca_file})
+    assert (await open_store(named).get("a", limit=9)).data == b"1"
+    with pytest.raises(StoreUnreachable):
+        await open_store(section).get("a", limit=9)
 
 
 # What cannot be meant

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from syncd.store.base import Create, IfMatch, Replace, Store
 from syncd.store.folder import FolderStore
 from syncd.store.probe import probe
 from tests.contract.store_contract import StoreContract
-from tests.support.disks import after_power_cut, remount_read_only, unmount
+from tests.support.disks import after_power_cut, frozen, remount_read_only, unmount
 from tests.support.servers import wait_until
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -341,7 +342,7 @@ async def test_a_held_lock_is_waited_for_with_a_limit(
 ) -> None:
     import fcntl
 
-    monkeypatch.setattr("syncd.store.folder.LOCK_WITHIN_S", 0.2)
+    monkeypatch.setattr("syncd.store.descriptors.LOCK_WITHIN_S", 0.2)
     etag = await folder.put("a", b"1", mode=Replace())
     with (root / ".lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -349,6 +350,45 @@ async def test_a_held_lock_is_waited_for_with_a_limit(
             await folder.put("a", b"2", mode=IfMatch(etag or ""))
         await folder.put("b", b"created without the lock", mode=Create())
     assert (await folder.get("a", limit=9)).data == b"1"
+
+
+async def test_what_killed_puts_left_aside_is_swept_after_a_day(root: Path, folder: FolderStore) -> None:
+    old, young = root / ".part-old", root / ".part-young"
+    for part in (old, young):
+        part.write_bytes(b"half")
+    os.utime(old, (time.time() - 2 * 86400,) * 2)
+    await FolderStore(root).put("a", b"1", mode=Create())
+    assert not old.exists()
+    assert young.exists()
+
+
+async def test_what_is_no_object_is_not_listed(root: Path, folder: FolderStore) -> None:
+    await folder.put("a/b", b"1", mode=Create())
+    (root / "a" / "my notes.txt").write_text("not ours")
+    (root / "a" / ".hidden").write_text("not ours")
+    assert [i.key async for i in folder.list("")] == ["a/b"]
+
+
+async def test_a_refused_compare_and_set_makes_no_folder(root: Path, folder: FolderStore) -> None:
+    before = everything(root)
+    with pytest.raises(ObjectChanged):
+        await folder.put("not/there/yet", b"1", mode=IfMatch("x"))
+    assert everything(root) == before
+
+
+@pytest.mark.root
+async def test_a_disk_that_hangs_is_told_and_the_loop_goes_on(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FolderStore(small_disk / "store", create=True)
+    with frozen(small_disk):
+        monkeypatch.setattr("syncd.store.folder.IO_WITHIN_S", 0.3)
+        with pytest.raises(StoreUnreachable, match="hangs"):
+            await store.put("a", b"1", mode=Create())
+        monkeypatch.undo()
+    async with asyncio.timeout(20):
+        while [i.key async for i in store.list("")] != ["a"]:  # noqa: ASYNC110 - a disk has no event
+            await asyncio.sleep(0.02)
 
 
 async def test_an_etag_is_the_content_so_a_copied_store_has_the_same(folder: FolderStore, root: Path) -> None:

@@ -48,6 +48,16 @@ def remount_read_only(mount: Path) -> None:
     _run("mount", "-o", "remount,ro", str(mount))
 
 
+@contextlib.contextmanager
+def frozen(mount: Path) -> Iterator[None]:
+    """A disk on which every write hangs until the block ends."""
+    _run("fsfreeze", "-f", str(mount))
+    try:
+        yield
+    finally:
+        _run("fsfreeze", "-u", str(mount))
+
+
 def unmount(mount: Path) -> None:
     """Take the disk away; the mount point stays behind, empty."""
     _run("umount", str(mount))
