@@ -37,7 +37,15 @@ from syncd.trust.founding import put_next
 from syncd.trust.keys import channel_key_path, load_key, model_key_path
 from syncd.trust.receipts import digest
 from syncd.trust.sign import ModelSigner, SignedRole, Target
-from syncd.trust.signing import SIGNING_STEPS, Step, channel_target, committed_target, no_step, sign_next
+from syncd.trust.signing import (
+    SIGNING_STEPS,
+    Step,
+    channel_target,
+    committed_target,
+    no_step,
+    refuse_foreign_key,
+    sign_next,
+)
 from syncd.trust.verify import ModelTrust, SignedState
 
 STEPS: Final = (
@@ -152,8 +160,10 @@ class ModelRepository:
         """
         entry = self._entry(version, head)
         state = await self._current()
+        refuse_foreign_key(self._keyed(), state, names.VERSIONS_ROLE)
         if channel is not None:
             self._refuse_unknown(channel)
+            refuse_foreign_key(self._keyed(), state, names.channel_role(channel))
         if upload is not None:
             await upload()
         step("publisher.before_documents")

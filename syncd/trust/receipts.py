@@ -8,6 +8,7 @@ role; where the fleet key has named new ones, a thief's numbers are forgotten wi
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from syncd.durable import replace_file
-from syncd.errors import DocumentInvalid, Expired, NodeBusy, NotAuthentic, RolledBack
+from syncd.errors import DiskFull, DocumentInvalid, Expired, Failed, NodeBusy, NotAuthentic, RolledBack
 from syncd.trust.facts import ChannelFacts, parse_channel
 
 FORMAT: Final = "syncd.receipts/1"
@@ -184,7 +185,8 @@ def load_receipts(folder: Path, fleet: str, model: str) -> Receipts:
         NotAuthentic: it belongs to another fleet root or another model.
     """
     try:
-        data = (folder / FILE).read_bytes()
+        with disk_errors(folder):
+            data = (folder / FILE).read_bytes()
     except FileNotFoundError:
         return Receipts(fleet, model)
     try:
@@ -273,3 +275,24 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """What the operating system says about `folder`, as errors of ours; a missing file passes as it is."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(
+                "the disk has no room for a few kilobytes of metadata",
+                do="make room; what serves goes on serving",
+                path=folder,
+            ) from error
+        raise Failed(
+            f"the folder of accepted metadata cannot be used: {error.strerror}",
+            do="give it to the user that runs this; nothing was accepted",
+            path=error.filename or folder,
+        ) from error

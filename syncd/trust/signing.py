@@ -55,7 +55,7 @@ async def sign_next(
     model = signer.model
     if targets is None:
         for role in changes:
-            _refuse_foreign_key(signer, state, role)
+            refuse_foreign_key(signer, state, role)
     step("publisher.before_roles")
     files = {
         role: each for role, each in state.files.items() if role not in ("root", "timestamp", "snapshot")
@@ -123,7 +123,8 @@ def _hint(state: SignedState, role: str, file: SignedRole, changes: Mapping[str,
     return [names.metadata(file.number, role), *([] if target is None else [target.name])]
 
 
-def _refuse_foreign_key(signer: ModelSigner, state: SignedState, role: str) -> None:
+def refuse_foreign_key(signer: ModelSigner, state: SignedState, role: str) -> None:
+    """Raise KeyUnusable unless the key that may sign `role` is on this machine."""
     if signer.key_of(role).public_key.keyid not in state.keys.get(role, ()):
         raise KeyUnusable(
             f"{role} is signed by a key of its own, which is not on this machine",

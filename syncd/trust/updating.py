@@ -25,6 +25,7 @@ from tuf.api.exceptions import BadVersionNumberError, DownloadError, ExpiredMeta
 from tuf.api.metadata import Targets
 from tuf.ngclient import Updater, UpdaterConfig
 
+from syncd.crashpoint import reached
 from syncd.durable import fsync_folder, make_folder, replace_link
 from syncd.errors import DocumentInvalid, Expired, NotAuthentic, RolledBack, SyncdError, UnknownChannel
 from syncd.trust import names
@@ -36,6 +37,7 @@ from syncd.trust.receipts import (
     Receipts,
     RoleReceipt,
     digest,
+    disk_errors,
     load_receipts,
     locked,
     refuse_expired,
@@ -44,6 +46,12 @@ from syncd.trust.sign import MODEL_FIELD, SIGNED_AT_FIELD, SignedRole
 
 TOP_ROLES: Final = ("root", "timestamp", "snapshot", "targets")
 LINK: Final = "metadata"
+CRASH_POINTS: Final = (
+    "trust.before_name",
+    "trust.before_link",
+    "trust.before_sweep",
+    "trust.before_receipts",
+)
 _MISMATCH = re.compile(r"Expected (root|snapshot) version |Expected \S+ v\d+, got v\d+")
 _NEVER_EXPIRED: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -79,8 +87,9 @@ def refresh(request: Request) -> Outcome:
         StoreError: the store could not answer.
         NodeBusy: another process has been refreshing this folder for a minute.
     """
-    make_folder(request.folder, 0o700)
-    with locked(request.folder):
+    with disk_errors(request.folder):
+        make_folder(request.folder, 0o700)
+    with disk_errors(request.folder), locked(request.folder):
         fleet = digest(request.root)
         receipts = load_receipts(request.folder, fleet, request.model)
         work = request.folder / f".refresh-{os.getpid()}"
@@ -91,6 +100,7 @@ def refresh(request: Request) -> Outcome:
                 _put_in_place(request.folder, work)
         finally:
             shutil.rmtree(work, ignore_errors=True)
+        reached("trust.before_receipts")
         if outcome.receipts != receipts:
             outcome.receipts.save(request.folder)
         return outcome
@@ -304,9 +314,12 @@ def _put_in_place(folder: Path, work: Path) -> None:
         fsync_folder(Path(parent))
     numbers = [int(each.name.partition("-")[2]) for each in folder.glob(f"{LINK}-[0-9]*")]
     name = f"{LINK}-{max(numbers, default=0) + 1}"
+    reached("trust.before_name")
     work.rename(folder / name)
     fsync_folder(folder)
+    reached("trust.before_link")
     replace_link(folder / LINK, name)
+    reached("trust.before_sweep")
     for each in (*folder.glob(f"{LINK}-*"), *folder.glob(".refresh-*"), *folder.glob(".part-*")):
         if each.name != name:
             shutil.rmtree(each, ignore_errors=True) if each.is_dir() else each.unlink(missing_ok=True)

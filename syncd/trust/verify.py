@@ -31,7 +31,16 @@ from syncd.store.base import Blob, Store
 from syncd.trust import names
 from syncd.trust.facts import MAX_HEAD_BYTES, MAX_INDEX_BYTES, ChannelFacts, DeltaRef
 from syncd.trust.limits import ROLE_BYTES, ROOT_BYTES, SNAPSHOT_BYTES, TIMESTAMP_BYTES
-from syncd.trust.receipts import IndexRef, Poll, Receipts, digest, load_receipts, locked, refuse_expired
+from syncd.trust.receipts import (
+    IndexRef,
+    Poll,
+    Receipts,
+    digest,
+    disk_errors,
+    load_receipts,
+    locked,
+    refuse_expired,
+)
 from syncd.trust.sign import NEXT_FIELD, SignedRole
 
 if TYPE_CHECKING:
@@ -291,7 +300,7 @@ class ModelTrust:
         poll = Poll(etag, receipts.roles["timestamp"].digest)
 
         def save() -> Receipts:
-            with locked(self._folder):
+            with disk_errors(self._folder), locked(self._folder):
                 current = load_receipts(self._folder, self._fleet, self._model)
                 if current.polls.get(role) != poll:
                     current = current.with_poll(role, poll)

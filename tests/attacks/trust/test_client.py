@@ -439,6 +439,17 @@ def custom(version: int, release: int, **more: Any) -> dict[str, Any]:
     return {"version": version, "release": release, "time": "2026-01-01T00:00:00Z", **more}
 
 
+async def test_the_same_forgery_with_honest_values_is_accepted(signed: SignedStore, tmp_path: Path) -> None:
+    """The control: what refuses the others is what they say, not how they were made."""
+    node = tmp_path / "node"
+    await known(signed, node)
+    evil = signed.copy("evil")
+    await forge(signed, evil, custom(3, 3), version=3)
+    facts = await at(signed, node, evil).refresh("latest")
+    assert facts is not None
+    assert (facts.version, facts.release) == (3, 3)
+
+
 async def test_a_replayed_release_with_newer_metadata_numbers_is_refused(
     signed: SignedStore, tmp_path: Path
 ) -> None:

@@ -53,7 +53,6 @@ def test_a_key_that_others_can_open_is_refused_with_its_mode(tmp_path: Path, mod
     assert stat.S_IMODE(path.stat().st_mode) == mode
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 @pytest.mark.root
 def test_a_key_of_another_user_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.key"
