@@ -211,8 +211,8 @@ class CloudStore:
         assert self._single is not None
         try:
             found = await self._get(key, None, len(data), self._single)
-        except (ObjectMissing, ObjectTooLarge, StoreUnreachable):
-            return False, None
+        except StoreError:
+            return False, None  # not there, another's, or not to be read: the put's own error counts
         return (True, found.etag) if found and found.data == data else (False, None)
 
     async def _send(self, key: str, data: bytes, mode: Mode, client: ObjectStore) -> str | None:

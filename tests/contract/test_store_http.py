@@ -265,6 +265,16 @@ async def test_an_old_snapshot_is_passed_on_as_it_is(faulty: FaultServer, fragil
     )
 
 
+async def test_an_answer_that_trickles_is_given_up(
+    faulty: FaultServer, fragile: HttpStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("syncd.store.http._patience_s", lambda length: 1.0)
+    faulty.fail_next(Fault.TRICKLING)
+    with pytest.raises(StoreUnreachable, match="trickled"):
+        await fragile.get("a", limit=20_000)
+    assert len((await fragile.get("a", limit=20_000)).data) == 10_240
+
+
 async def test_sixteen_ranges_are_in_flight_at_once(faulty: FaultServer, fragile: HttpStore) -> None:
     faulty.fault = Fault.STALLED
     start = time.monotonic()

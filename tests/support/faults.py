@@ -34,6 +34,7 @@ class Fault(enum.Enum):
     STALLED = "half the body, then nothing, the connection open"
     ERROR_500 = "500 with a page"
     OLD_SNAPSHOT = "what the folder held at `remember()`, in a well-formed answer"
+    TRICKLING = "the body a byte at a time, each before a read would time out"
     ENDLESS_BODY = "a chunked body without end"
     CAPTIVE_PORTAL = "200 with somebody's log-in page"
 
@@ -153,6 +154,13 @@ class _Handler(socketserver.StreamRequestHandler):
         half = data[: len(data) // 2]
         if fault is Fault.SHORT_BODY:
             return self._send(status, half, method, more)
+        if fault is Fault.TRICKLING:
+            self._send(status, b"", method, more, length=len(data))
+            for i in range(len(data)):
+                if server.stopping.wait(0.05):
+                    break
+                self.wfile.write(data[i : i + 1])
+            return False
         if fault not in (Fault.RESET_HALF_WAY, Fault.STALLED):
             return self._send(status, data, method, more)
         self._send(status, half, method, more, length=len(data))

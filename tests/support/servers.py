@@ -76,7 +76,7 @@ class Server:
                 preexec_fn=_die_with_parent,  # noqa: PLW1509 - calls one C function and takes no lock
             )
         try:
-            wait_until(self._is_ready_or_dead, START_WITHIN_S)
+            wait_until(self._is_ready_or_dead, START_WITHIN_S, every_s=0.1)
         except BaseException:
             self.__exit__()
             raise
@@ -156,6 +156,8 @@ class SeaweedFS(Server):
 
     def _is_ready(self) -> bool:
         """A write succeeds: the port answers before the volume server does. The first put makes the bucket."""
+        if not _answers(self.endpoint):
+            return False
         import obstore
         from obstore.exceptions import BaseError
         from obstore.store import S3Store
