@@ -13,6 +13,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from syncd.config import FollowSection, StoreSection
@@ -62,7 +63,21 @@ async def settle(follow: Follow, options: argparse.Namespace, task: asyncio.Task
     return False
 
 
-def main() -> int:
+def warm() -> None:
+    """Import all that a run needs, without starting a thread."""
+    import apscheduler.schedulers.asyncio
+    import apscheduler.triggers.interval
+    import numpy
+    import tuf.ngclient
+    import zstandard
+
+    import syncd.store.folder
+    import syncd.trust.updating
+
+    del apscheduler, numpy, syncd, tuf, zstandard
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("node", type=Path)
     parser.add_argument("store", type=Path)
@@ -72,8 +87,8 @@ def main() -> int:
     parser.add_argument("--probation", type=float, default=0.1)
     parser.add_argument("--gate-within", type=float, default=1.0)
     parser.add_argument("--within", type=float, default=20.0)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
-    return asyncio.run(drive(parser.parse_args()))
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
+    return asyncio.run(drive(parser.parse_args(arguments)))
 
 
 if __name__ == "__main__":
