@@ -170,16 +170,14 @@ class ModelRepository:
         await self._put_documents(documents or {})
         step("publisher.before_head")
         await self._put_same(names.head(version), head)
+        step("publisher.before_index")
         index = self.index if self.index.find(version) else _with_version(self.index, entry)
         changes: dict[str, Target | None] = {}
-        facts = None
-        if channel is not None:
-            facts = self._next_facts(channel, version, head, deltas, rollout or {"percent": 100})
-        if facts is not None:
-            changes[names.channel_role(facts.channel)] = channel_target(facts)
-        step("publisher.before_index")
         if index != self.index:
             changes[names.VERSIONS_ROLE] = await self._put_index(state, index)
+        facts = self._next_facts(channel, version, head, deltas, rollout or {"percent": 100})
+        if facts is not None:
+            changes[names.channel_role(facts.channel)] = channel_target(facts)
         if changes:
             await self.sign(changes, step=step)
             self.index = index
@@ -260,9 +258,16 @@ class ModelRepository:
         return Release(self.model, version, facts.channel, facts.release)
 
     def _next_facts(
-        self, channel: str, version: int, head: bytes, deltas: Sequence[DeltaRef], rollout: Mapping[str, Any]
+        self,
+        channel: str | None,
+        version: int,
+        head: bytes,
+        deltas: Sequence[DeltaRef],
+        rollout: Mapping[str, Any],
     ) -> ChannelFacts | None:
         """The channel with the version on it; None where it has that or a later one: it never moves back by itself."""
+        if channel is None:
+            return None
         before = self.channels.get(channel)
         if before is not None and before.version >= version:
             return None

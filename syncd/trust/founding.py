@@ -7,6 +7,7 @@ except its root 2, which is taken over if it names the same keys.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -100,32 +101,9 @@ async def found_model(
         return False
     await _put_root_one(store, model, root)
     await _put_root_two(store, model, fleet, signer.online)
-    roles = [names.VERSIONS_ROLE, *map(names.channel_role, channels)]
-    keys: dict[str, Key] = {role: signer.key_of(role).public_key for role in roles}
-    files: dict[str, SignedRole] = {}
-    for role in roles:
-        files[role] = await _put_role(store, model, role, signer)
-    files["targets"] = SignedRole(
-        *await put_next(
-            store,
-            model,
-            lambda number: names.metadata(number, "targets"),
-            1,
-            lambda number: sign_targets(fleet, model, number, keys),
-        )
-    )
-    snapshot = SignedRole(
-        *await put_next(
-            store,
-            model,
-            lambda number: names.metadata(number, "snapshot"),
-            1,
-            lambda number: signer.sign_snapshot(number, files),
-        )
-    )
+    files = await _put_first_roles(store, fleet, signer, channels)
     hints = {role: [names.metadata(each.number, role)] for role, each in files.items()}
-    hints["snapshot"] = [names.metadata(snapshot.number, "snapshot")]
-    timestamp = await asyncio.to_thread(signer.sign_timestamp, 1, snapshot, hints)
+    timestamp = await asyncio.to_thread(signer.sign_timestamp, 1, files["snapshot"], hints)
     try:
         await store.put(names.model_key(model, names.TIMESTAMP), timestamp, mode=Create())
     except ObjectExists:
@@ -133,15 +111,24 @@ async def found_model(
     return True
 
 
-async def _put_role(store: Store, model: str, role: str, signer: ModelSigner) -> SignedRole:
-    number, data = await put_next(
-        store,
-        model,
-        lambda number: names.metadata(number, role),
-        1,
-        lambda number: signer.sign_role(role, number, None),
-    )
-    return SignedRole(number, data)
+async def _put_first_roles(
+    store: Store, fleet: Signer, signer: ModelSigner, channels: tuple[str, ...]
+) -> dict[str, SignedRole]:
+    """Empty `versions` and channels, the delegations to them, and the snapshot over all."""
+
+    async def put(role: str, make: Callable[[int], bytes]) -> SignedRole:
+        return SignedRole(
+            *await put_next(store, signer.model, lambda number: names.metadata(number, role), 1, make)
+        )
+
+    files: dict[str, SignedRole] = {}
+    keys: dict[str, Key] = {}
+    for role in (names.VERSIONS_ROLE, *map(names.channel_role, channels)):
+        keys[role] = signer.key_of(role).public_key
+        files[role] = await put(role, functools.partial(signer.sign_role, role, target=None))
+    files["targets"] = await put("targets", lambda number: sign_targets(fleet, signer.model, number, keys))
+    files["snapshot"] = await put("snapshot", lambda number: signer.sign_snapshot(number, files))
+    return files
 
 
 async def put_targets(

@@ -50,9 +50,6 @@ async def sign_next(
         LostRace: somebody else moved it.
         KeyUnusable: a role is signed by a key that is not here; nothing was written.
     """
-    if state.etag is None:
-        raise StoreDishonest("the store gives no ETag to compare with", store=store.url)
-    model = signer.model
     if targets is None:
         for role in changes:
             refuse_foreign_key(signer, state, role)
@@ -67,27 +64,42 @@ async def sign_next(
     step("publisher.before_snapshot")
     number, data = await put_next(
         store,
-        model,
+        signer.model,
         lambda number: names.metadata(number, "snapshot"),
         state.files["snapshot"].number + 1,
         lambda number: signer.sign_snapshot(number, files),
     )
-    snapshot = SignedRole(number, data)
+    files["snapshot"] = SignedRole(number, data)
     hints = {role: _hint(state, role, file, changes) for role, file in files.items()}
-    hints["snapshot"] = [names.metadata(snapshot.number, "snapshot")]
-    number = state.files["timestamp"].number + 1
-    timestamp = await asyncio.to_thread(signer.sign_timestamp, number, snapshot, hints)
     step("publisher.before_timestamp")
+    return await _move_timestamp(store, signer, state, files, hints, step)
+
+
+async def _move_timestamp(
+    store: Store,
+    signer: ModelSigner,
+    state: SignedState,
+    files: Mapping[str, SignedRole],
+    hints: Mapping[str, list[str]],
+    step: Step,
+) -> Written:
+    """The one step that makes everything visible, or LostRace."""
+    if state.etag is None:
+        raise StoreDishonest("the store gives no ETag to compare with", store=store.url)
+    number = state.files["timestamp"].number + 1
+    timestamp = await asyncio.to_thread(signer.sign_timestamp, number, files["snapshot"], hints)
     try:
-        etag = await store.put(names.model_key(model, names.TIMESTAMP), timestamp, mode=IfMatch(state.etag))
+        etag = await store.put(
+            names.model_key(signer.model, names.TIMESTAMP), timestamp, mode=IfMatch(state.etag)
+        )
     except ObjectChanged as error:
         raise LostRace(
-            f"another publisher of {model} committed first",
+            f"another publisher of {signer.model} committed first",
             do="nothing is lost: plan anew against what it committed",
-            model=model,
+            model=signer.model,
         ) from error
     step("publisher.after_timestamp")
-    return Written(etag, {**files, "snapshot": snapshot, "timestamp": SignedRole(number, timestamp)})
+    return Written(etag, {**files, "timestamp": SignedRole(number, timestamp)})
 
 
 async def _put_role(

@@ -30,7 +30,8 @@ from syncd.errors import (
 from syncd.store.base import Blob, Store
 from syncd.trust import names
 from syncd.trust.facts import MAX_HEAD_BYTES, MAX_INDEX_BYTES, ChannelFacts, DeltaRef
-from syncd.trust.limits import ROLE_BYTES, ROOT_BYTES, SNAPSHOT_BYTES, TIMESTAMP_BYTES
+from syncd.trust.hints import limit_of, read_hints, worth_fetching
+from syncd.trust.limits import TIMESTAMP_BYTES
 from syncd.trust.receipts import (
     IndexRef,
     Poll,
@@ -41,7 +42,7 @@ from syncd.trust.receipts import (
     locked,
     refuse_expired,
 )
-from syncd.trust.sign import NEXT_FIELD, SignedRole
+from syncd.trust.sign import SignedRole
 
 if TYPE_CHECKING:
     from syncd.trust.updating import Outcome
@@ -268,7 +269,7 @@ class ModelTrust:
         looked_for = names.metadata(next_root, "root")
         after = names.metadata(next_root + 1, "root") if _found(root) else looked_for
         wanted = [] if after in root else [after]
-        wanted += _worth_fetching(_hints(timestamp), receipts, roles)
+        wanted += worth_fetching(read_hints(timestamp), receipts, roles)
         fetched = {**root, **await self._fetch_all(wanted)}
         self._at_hand = {name: each for name, each in fetched.items() if names.parse_metadata(name) is None}
         return await self._verify(timestamp, fetched, roles)
@@ -337,7 +338,7 @@ class ModelTrust:
 
         async def fetch(name: str) -> bytes | SyncdError:
             try:
-                return (await self._store.get(self._key(name), limit=_limit(name))).data
+                return (await self._store.get(self._key(name), limit=limit_of(name))).data
             except SyncdError as error:
                 return error
 
@@ -376,37 +377,3 @@ def _root_number(root: bytes) -> int:
         raise NotAuthentic(
             "the fleet root is not signed metadata", do="write it again with `syncd join`"
         ) from error
-
-
-def _hints(timestamp: bytes) -> dict[str, list[str]]:
-    """The names to prefetch by role, out of bytes not verified yet: bounded, and of known kinds only."""
-    try:
-        hints = json.loads(timestamp)["signed"][NEXT_FIELD]
-        return {
-            role: [name for name in wanted[:4] if names.is_hint(name)]
-            for role, wanted in list(hints.items())[:256]
-            if isinstance(wanted, list)
-        }
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return {}
-
-
-def _worth_fetching(
-    hints: Mapping[str, list[str]], receipts: Receipts, roles: tuple[str, ...] | None
-) -> list[str]:
-    """Of the hints those for the wanted roles whose number is not the accepted one."""
-    wanted = []
-    for role, listed in hints.items():
-        needed = roles is None or role in ("snapshot", "targets", *roles)
-        accepted = receipts.roles.get(role)
-        numbers = [parsed[0] for parsed in map(names.parse_metadata, listed) if parsed is not None]
-        if needed and not (accepted is not None and accepted.number in numbers):
-            wanted += listed if roles is not None else [name for name in listed if names.parse_metadata(name)]
-    return list(dict.fromkeys(wanted))
-
-
-def _limit(name: str) -> int:
-    numbered = names.parse_metadata(name)
-    if numbered is None:
-        return MAX_INDEX_BYTES if names.index_number(name) is not None else MAX_HEAD_BYTES
-    return {"root": ROOT_BYTES, "snapshot": SNAPSHOT_BYTES}.get(numbered[1], ROLE_BYTES)
