@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import stat
 import time
@@ -16,16 +15,9 @@ from typing import Any, Final, NoReturn
 
 from syncd.checkpoint.identity import Identity
 from syncd.checkpoint.isolate import parse_in_child
+from syncd.checkpoint.refusals import changed, refuse, refuse_os_error
 from syncd.dtypes import tensor_bytes
-from syncd.errors import (
-    CheckpointChanged,
-    CheckpointHostile,
-    CheckpointIncomplete,
-    CheckpointUnreadable,
-    CheckpointUnsupported,
-    CheckpointVanished,
-    Failed,
-)
+from syncd.errors import CheckpointHostile, CheckpointIncomplete, CheckpointUnsupported
 
 CHUNK_BYTES: Final = 4 << 20
 READABLE_KINDS: Final = frozenset({"strided", "conj", "neg", "conj+neg"})
@@ -170,9 +162,9 @@ class Checkpoint:
             try:
                 count = os.preadv(held.fd, [left], offset)
             except OSError as error:
-                _refuse_os_error(self.path, error)
+                refuse_os_error(self.path, error)
             if not count:
-                raise _changed(self.path, f"it was cut to {offset} of {held.size} bytes")
+                raise changed(self.path, f"it was cut to {offset} of {held.size} bytes")
             offset += count
             left = left[count:]
 
@@ -210,22 +202,9 @@ class Checkpoint:
         for file, before in zip(self.files, self.identities, strict=True):
             now = Identity.of(os.fstat(file.fd))
             if now.content != before.content:
-                raise _changed(self.path, f"{file.path} was {before.text}, now {now.text}")
+                raise changed(self.path, f"{file.path} was {before.text}, now {now.text}")
             same = same and now == before
         return same
-
-
-def own_bytes(checkpoint: Checkpoint) -> tuple[bool, ...]:
-    """For each tensor: whether its bytes in the file are dense and belong to no tensor before it (in file order)."""
-    owned = [False] * len(checkpoint.tensors)
-    ends: dict[int, int] = {}
-    order = sorted(range(len(owned)), key=lambda index: (checkpoint.tensors[index].offset, index))
-    for index in order:
-        record = checkpoint.tensors[index]
-        if record.dense and record.offset >= ends.get(record.file, 0):
-            owned[index] = True
-            ends[record.file] = record.offset + record.nbytes
-    return tuple(owned)
 
 
 def key_text(key: KeyPath) -> str:
@@ -268,7 +247,7 @@ def _open_file(path: Path) -> int:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except OSError as error:
-        _refuse_os_error(path, error)
+        refuse_os_error(path, error)
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
         return descriptor
@@ -307,7 +286,7 @@ def _understand(path: Path, answer: dict[str, Any], descriptor: int, identity: I
     """The checkpoint out of the child's tables, or the error that its outcome means."""
     tables = answer.get("tables")
     if tables is None:
-        _refuse(path, answer)
+        refuse(path, answer)
     tensors = tuple(
         TensorRecord(tuple(key), dtype, tuple(shape), tuple(strides), 0, offset, (0, first, length), kind)
         for key, dtype, shape, strides, offset, first, length, kind in tables["tensors"]
@@ -372,57 +351,4 @@ def _check_sums(checkpoint: Checkpoint, checks: list[list[int]]) -> None:
 def _refuse_if_changed(path: Path, descriptor: int, before: Identity) -> None:
     now = Identity.of(os.fstat(descriptor))
     if now.content != before.content:
-        raise _changed(path, f"it was {before.text}, now {now.text}") from None
-
-
-def _changed(path: Path, what: str) -> CheckpointChanged:
-    return CheckpointChanged(
-        f"{path.name} changed while it was read: {what}",
-        why="training is writing to it",
-        do="nothing was published; it is looked at again when it is quiet",
-        path=path,
-    )
-
-
-def _refuse(path: Path, answer: dict[str, Any]) -> NoReturn:
-    outcome, what = answer.get("outcome"), str(answer.get("what", ""))[:1000]
-    if outcome == "incomplete":
-        raise CheckpointIncomplete(
-            f"{path.name} is not complete: {what}",
-            why="training has not finished writing it, or died while it did",
-            do="nothing was published; it is looked at again when it changes",
-            path=path,
-        )
-    if outcome == "hostile":
-        raise CheckpointHostile(
-            f"{path.name} is refused: {what}",
-            why="no training library writes this; nothing in the file was executed",
-            do="find out who wrote it; other checkpoints are not affected",
-            path=path,
-        )
-    if outcome == "unsupported":
-        raise CheckpointUnsupported(
-            f"{path.name} is not read by this syncd: {what}",
-            do="publish a file written by torch.save or safetensors; nothing was changed",
-            path=path,
-        )
-    if outcome == "unreadable":
-        raise CheckpointUnreadable(f"{path.name} could not be read: {what}", path=path)
-    raise Failed(f"{path.name} could not be read: {what}", do="try again; nothing was changed", path=path)
-
-
-def _refuse_os_error(path: Path, error: OSError) -> NoReturn:
-    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
-        raise CheckpointVanished(
-            f"{path} is not there", why="training has rotated it away, or the path is wrong", path=path
-        ) from None
-    if error.errno in (errno.EACCES, errno.EPERM):
-        raise CheckpointUnreadable(
-            f"{path.name} is not readable for user {os.geteuid()}",
-            why="training libraries write files that only their own user may read (mode 0600)",
-            do="run the publisher as the user who trains: syncd-publish@USER.service; nothing is lost",
-            path=path,
-        ) from None
-    raise CheckpointUnreadable(
-        f"{path.name} could not be read: {os.strerror(error.errno or 0)}", path=path
-    ) from None
+        raise changed(path, f"it was {before.text}, now {now.text}") from None

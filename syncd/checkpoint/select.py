@@ -13,6 +13,7 @@ The rules, for checkpoints that are dictionaries (torch) or one table (safetenso
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from syncd.checkpoint.read import Checkpoint, Group, KeyPath, key_text
@@ -103,6 +104,8 @@ def is_training_state(group: Group) -> bool:
     """Whether the group belongs to an optimizer, a scheduler, callbacks or random number generators."""
     if _OPTIMIZER_NAMES & set(group.names):
         return True
+    if any(first == "state" and type(second) is int for first, second in pairwise(group.key)):
+        return True  # an optimizer's state by parameter number, whatever its own names are
     parts = [part.lower() for part in group.key if isinstance(part, str)]
     return any("optim" in part or part in _NOT_MODEL for part in parts)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import zlib
 from typing import Final
 
+from syncd.checkpoint.budgets import ops_budget
 from syncd.checkpoint.source import Source
 from syncd.checkpoint.storages import Storages
-from syncd.checkpoint.unpickle import Unpickler, ops_budget
+from syncd.checkpoint.unpickle import Unpickler
 from syncd.checkpoint.values import Hostile, Incomplete, Malformed, Unsupported
 from syncd.checkpoint.walk import Tables, fill
 from syncd.checkpoint.zipdir import STORED, Entry, read_directory
