@@ -160,7 +160,7 @@ def _winners(cluster: list[tuple[int, int, int, int]]) -> list[int]:
 
 def ends_group(name: str) -> bool:
     """Whether a group ends after a tensor of this name: an insertion then moves one group, not all that follow."""
-    return hashlib.sha256(name.encode("utf-8")).digest()[0] % GROUP_ENDS_ONE_IN == 0
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[0] % GROUP_ENDS_ONE_IN == 0
 
 
 class _Group:

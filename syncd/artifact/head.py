@@ -146,7 +146,7 @@ class Head:
         return tuple(number for number, each in enumerate(self.files) if each.use == "side")
 
     def content_digest(self) -> str:
-        """What makes this version itself: files (without the golden sample), layout and architecture.
+        """What makes this version itself: files, layout, architecture, and whether it has a golden sample, not which.
 
         Two publishes with equal content digests are one version. The name of a checkpoint that is a single file is
         left out: a copy under another name is the same checkpoint.
@@ -159,7 +159,12 @@ class Head:
             if not (each.use == "side" and each.name == golden)
         ]
         architecture = [self.architecture.name, self.architecture.args] if self.architecture else None
-        content = {"architecture": architecture, "files": sorted(files), "layout": self.layout.digest}
+        content = {
+            "architecture": architecture,
+            "files": sorted(files),
+            "golden": self.golden is not None,
+            "layout": self.layout.digest,
+        }
         text = json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
         return f"sha256:{hashlib.sha256(text.encode('utf-8')).hexdigest()}"
 

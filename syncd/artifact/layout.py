@@ -210,15 +210,19 @@ def cut(
             FileRecipe(source.size, spans) for source, spans in zip(files, placement.recipes, strict=True)
         ),
     )
+    _check_counts(layout)
+    return layout, tuple(placement.segments)
+
+
+def _check_counts(layout: Layout) -> None:
     for what, count, limit in (
-        ("tensors", len(entries), MAX_TENSORS),
+        ("tensors", len(layout.tensors), MAX_TENSORS),
         ("segments", len(layout.segments), MAX_SEGMENTS),
-        ("files", len(files), MAX_FILES),
+        ("files", len(layout.files), MAX_FILES),
         ("spans of files", sum(len(each.spans) for each in layout.files), MAX_SPANS),
     ):
         if count > limit:
             raise invalid("layout", f"{count} {what}, {limit} are allowed")
-    return layout, tuple(placement.segments)
 
 
 def is_tensor_name(name: str) -> bool:
@@ -233,7 +237,7 @@ def _entry(source: TensorSource, segment: int, offset: int) -> TensorEntry:
 
 def _check_source(tensor: TensorSource) -> None:
     name, shape, order = tensor.name, tensor.shape, tensor.permutation
-    if not is_tensor_name(name):
+    if tensor.model and not is_tensor_name(name):
         raise invalid("layout", f"the name {shown(name)} is not 1 to {MAX_NAME_BYTES} bytes of plain text")
     if tensor.dtype not in ITEM_BYTES:
         raise invalid("layout", f"tensor {shown(name)} has the dtype {shown(tensor.dtype)}")

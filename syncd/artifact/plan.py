@@ -106,18 +106,14 @@ def plan_segments(
     Cost: linear in the rows of table and documents.
     """
     chooser = _Chooser(table, deltas, have, readable)
-    reuse: list[int] = []
-    needed: dict[str, list[int]] = {}
-    for number in wanted:
-        digest = table.rows[number].digest
-        if digest in have:
-            reuse.append(number)
-        else:
-            needed.setdefault(digest, []).append(number)
+    needed = _by_digest(layout, table, wanted)
+    reuse = sorted(number for digest in needed if digest in have for number in needed[digest])
     rows: dict[Row, tuple[int, ...]] = {}
     plain: list[int] = []
     delta: list[int] = []
     for digest, numbers in needed.items():
+        if digest in have:
+            continue
         chosen = chooser.rows(digest, layout.segments[numbers[0]].length)
         for row in chosen:
             rows.setdefault(row, ())
@@ -125,6 +121,19 @@ def plan_segments(
         (delta if chosen[0].bases else plain).extend(numbers)
     fetches = tuple(_join([Planned(made, row) for row, made in rows.items()], bound))
     return Plan(tuple(reuse), tuple(plain), tuple(delta), fetches, sum(each.length for each in fetches))
+
+
+def _by_digest(layout: Layout, table: SegmentTable, wanted: Iterable[int]) -> dict[str, list[int]]:
+    """The wanted segments by digest; DocumentInvalid where equal digests are to have different lengths."""
+    found: dict[str, list[int]] = {}
+    for number in wanted:
+        numbers = found.setdefault(table.rows[number].digest, [])
+        if numbers and layout.segments[numbers[0]].length != layout.segments[number].length:
+            raise invalid(
+                "table", f"segments {numbers[0]} and {number} have one digest and different lengths"
+            )
+        numbers.append(number)
+    return found
 
 
 class _Choice(NamedTuple):

@@ -78,16 +78,9 @@ def decode(
         NeedsNewerSyncd: the codec is not known here.
     """
     if number not in READABLE:
-        raise NeedsNewerSyncd(
-            f"{name_of(number)} encodes a segment that is needed",
-            why="a later syncd wrote it and no encoding that is known here is offered",
-            do="install a newer syncd here; what serves goes on serving",
-            codec=number,
-        )
+        raise _unknown(number)
     if base is not None:
-        raise SegmentCorrupt(
-            f"{name_of(number)} takes no base and was given one", do="nothing of it was used"
-        )
+        raise corrupt(name_of(number), "it takes no base and was given one")
     view, source = memoryview(out).cast("B"), memoryview(payload).cast("B")
     if number == RAW:
         if len(source) != len(view):
@@ -100,6 +93,15 @@ def decode(
         view[:] = zstd.decode("zstd.1", source, len(view))
     else:
         planes.decode(source, view)
+
+
+def _unknown(number: int) -> NeedsNewerSyncd:
+    return NeedsNewerSyncd(
+        f"{name_of(number)} encodes a segment that is needed",
+        why="a later syncd wrote it and no encoding that is known here is offered",
+        do="install a newer syncd here; what serves goes on serving",
+        codec=number,
+    )
 
 
 def corrupt(codec: str, what: str) -> SegmentCorrupt:

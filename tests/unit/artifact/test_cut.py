@@ -175,7 +175,7 @@ def checkpoints(draw: st.DrawFn) -> tuple[list[TensorSource], list[bytes], dict[
     return tensors, files, own
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(checkpoints())
 def test_every_file_and_every_tensor_comes_back_from_the_segments(
     checkpoint: tuple[list[TensorSource], list[bytes], dict[int, bytes]],
@@ -193,6 +193,45 @@ def test_every_file_and_every_tensor_comes_back_from_the_segments(
         size = tensor_bytes(source.dtype, source.shape)
         expected = own[number] if source.where is None else files[source.where[0]][source.where[1] :][:size]
         assert _tensor(layout, found, entry) == expected
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_tensors_of_any_size_are_cut_within_all_limits(data: st.DataObject) -> None:
+    sizes = st.one_of(
+        st.integers(0, 3000), st.integers(1, 40).map(lambda n: n * MIB // 4), st.integers(0, 40 * MIB)
+    )
+    parts = data.draw(
+        st.lists(st.tuples(st.sampled_from(sorted(ITEM_BYTES)), sizes, st.booleans()), max_size=12)
+    )
+    tensors, at = [], data.draw(st.integers(0, 40 * MIB))
+    for number, (dtype, count, model) in enumerate(parts):
+        tensors.append(TensorSource(f"t{number}", dtype, (count,), None, model, (0, at)))
+        at += ITEM_BYTES[dtype] * count + data.draw(st.sampled_from([0, 64, 17 * MIB]))
+    layout, cuts = cut(tensors, [FileSource(at)], {})
+    assert Layout.parse(layout.to_bytes()) == layout
+    assert (
+        sum(each.length for each in layout.segments)
+        == at
+        == sum(each.length for each in layout.files[0].spans)
+    )
+    covered = sorted((piece.offset, piece.length) for each in cuts for piece in each.pieces)
+    ends = [0, *itertools.accumulate(length for _offset, length in covered)]
+    assert [offset for offset, _length in covered] == ends[:-1]
+    holders: dict[int, list[int]] = {}
+    for entry in layout.tensors:
+        for span in layout.tensor_spans(entry):
+            holders.setdefault(span.segment, []).append(entry.nbytes)
+    for held in holders.values():
+        assert len(held) == 1 or sum(held) <= MIB
+
+
+def test_names_outside_the_model_view_may_be_anything() -> None:
+    names = ["", "a\0b", "\ud800", "x" * 5000, "twice", "twice", "__metadata__"]
+    tensors = [TensorSource(name, "U8", (3,), None, False, (0, 3 * at)) for at, name in enumerate(names)]
+    layout, _ = cut(tensors, [FileSource(30)], {})
+    assert layout.tensors == ()
+    assert sum(each.length for each in layout.segments) == 30
 
 
 def _file(layout: Layout, segments: list[bytes], number: int) -> bytes:

@@ -162,6 +162,15 @@ def test_a_delta_row_of_another_length_than_the_segment_is_refused() -> None:
         plan(layout_of(1), SegmentTable((plain_row(b"B"),), 1), {digest(b"A")}, [wrong], readable=ALL)
 
 
+def test_one_digest_for_segments_of_different_lengths_is_refused() -> None:
+    layout = dataclasses.replace(
+        layout_of(2), segments=(SegmentEntry("F32", 8, True), SegmentEntry("F32", 4, True))
+    )
+    table = SegmentTable((plain_row(b"A"), plain_row(b"A")), 2)
+    with pytest.raises(DocumentInvalid, match="one digest and different lengths"):
+        plan(layout, table, set())
+
+
 def test_a_head_only_update_fetches_the_head_alone() -> None:
     body = bytes(4 << 20)
     tensors = [
@@ -176,8 +185,8 @@ def test_a_head_only_update_fetches_the_head_alone() -> None:
     assert result.wire_bytes <= 4000
 
 
-def test_a_hundred_thousand_segments_are_planned_in_seconds() -> None:
-    count = 100_000
+def test_half_a_terabyte_of_segments_is_planned_in_seconds() -> None:
+    count = 32_000
     rows = tuple(
         Row(
             digest(b"%d" % number),
@@ -191,5 +200,5 @@ def test_a_hundred_thousand_segments_are_planned_in_seconds() -> None:
     )
     start = time.process_time()
     result = plan(layout_of(count), SegmentTable(rows, count), set())
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 3
     assert len(result.fetch) == count // 16
