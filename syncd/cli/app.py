@@ -48,7 +48,7 @@ def _start(
 def run_app(arguments: Sequence[str]) -> int:
     """Run one command line; usage errors become UsageError, all else is raised as it is."""
     try:
-        status = build_app()(list(arguments), standalone_mode=False)
+        status = build_app()(list(arguments), prog_name="syncd", standalone_mode=False)
     except _ClickUsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             print(error.format_message())

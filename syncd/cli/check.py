@@ -77,10 +77,8 @@ def run_check(common: Common) -> dict[str, Any]:
             what = ": ".join(filter(None, (place, finding["key"], finding["problem"])))
             report.bad("config", ConfigInvalid(what, do=f"{meant}allowed: {finding['allowed']}"))
         return {**report.result(), "error": error.as_dict()}
-    roles = len(config.publish) + len(config.follow)
-    report.good("config", f"{len(config.publish)} [[publish]], {len(config.follow)} [[follow]]")
-    if not roles:
-        report.bad("roles", ConfigInvalid("nothing to do", do="write a [[publish]] or a [[follow]]"))
+    idle = "" if config.publish or config.follow else ": a daemon has nothing to do yet"
+    report.good("config", f"{len(config.publish)} [[publish]], {len(config.follow)} [[follow]]{idle}")
     asyncio.run(_try_all(config, common, report))
     return report.result()
 

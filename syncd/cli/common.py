@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from syncd.cli.output import Common, bytes_text
+from syncd.errors import Interrupted
 
 __all__ = ["Common", "bytes_text", "command", "options_before"]
 
@@ -78,7 +79,10 @@ def command(
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(context: typer.Context, **given: Any) -> None:
             common = _gather(context, given)
-            status = function(common, **given)
+            try:
+                status = function(common, **given)
+            except KeyboardInterrupt as error:  # before typer sees it: it would exit without a word
+                raise Interrupted("nothing is half-done", do="run it again to go on") from error
             if status:
                 raise typer.Exit(status)
 

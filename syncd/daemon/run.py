@@ -19,7 +19,7 @@ from syncd.daemon import roles
 from syncd.daemon.contact import Contact, ObservedStore
 from syncd.daemon.notify import Notifier
 from syncd.daemon.supervise import Supervisor
-from syncd.errors import SyncdError
+from syncd.errors import Failed, SyncdError
 from syncd.node.links import NodeFolder
 from syncd.state.db import Database
 from syncd.status.document import MODEL, PUBLISHED, instant, whole
@@ -47,7 +47,13 @@ def run_daemon(load: roles.Loader, *, config_file: Path | None) -> int:
     faulthandler.enable()  # the watchdog ends a hanging daemon with SIGABRT: say where it hung
     config = load()
     with contextlib.ExitStack() as open_things:
-        daemon = _open(config, load, config_file, open_things)
+        try:
+            daemon = _open(config, load, config_file, open_things)
+        except OSError as error:
+            raise Failed(
+                f"{error.strerror}: {error.filename}",
+                do="mend its owner or mode, or write another [node] folder; nothing was started",
+            ) from error
         return asyncio.run(daemon.run())
 
 
@@ -138,7 +144,8 @@ class Daemon:
             for name in AT_RESTART:
                 if getattr(config, name) != getattr(self._config, name):
                     log.warning("changed, but takes effect at a restart only", extra={"section": f"[{name}]"})
-            await self._apply(config)
+            kept = {name: getattr(self._config, name) for name in AT_RESTART}
+            await self._apply(config.model_copy(update=kept))
             log.info("reloaded", extra={"roles": len(self._roles)})
         self._notifier.ready(self._summary())
 
