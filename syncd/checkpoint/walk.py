@@ -77,6 +77,8 @@ def fill(tables: Tables, value: Any) -> None:
     _scalars(tables, value)
     if isinstance(value, Tensor):
         value = [value]
+    if not isinstance(value, _CONTAINERS):
+        return
     seen: set[int] = set()
     todo: deque[tuple[Path, Any]] = deque([((), value)])
     deeper = unnamed = 0
