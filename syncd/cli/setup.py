@@ -196,6 +196,9 @@ class _Setup:
 
         path = fleet_key_path(self._keys)
         if new and not path.exists():
+            make_folder(
+                self._keys.parent
+            )  # only `keys` and below are 0700: services read what lies beside them
             return generate_key(path, self._passphrase(True))
         return load_key(path, self._passphrase(False) if is_locked(path) else None)
 

@@ -41,6 +41,8 @@ def test_init_makes_private_keys_one_root_for_all_models_and_a_configuration_tha
         assert (tmp_path / f"store/models/{model}/metadata/1.root.json").read_bytes() == root
     for key in (tmp_path / "fleet/keys").rglob("*.key"):
         assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "fleet/keys").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "fleet").stat().st_mode) & 0o055 == 0o055
     assert [each.channels for each in made.models] == [("latest", "stable", "canary")] * 2
     assert made.join.endswith(f"--fingerprint {made.fingerprint} --model resnet50 --model detector")
     config = load_config(made.config)

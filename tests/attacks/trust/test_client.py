@@ -168,8 +168,9 @@ async def test_a_frozen_store_is_refused_once_its_timestamp_has_expired(
         await trust.refresh("latest")
 
 
+@pytest.mark.parametrize("is_known", [True, False])
 async def test_a_clock_set_back_does_not_thaw_a_store_that_newer_signatures_have_outdated(
-    signed: SignedStore, tmp_path: Path
+    signed: SignedStore, tmp_path: Path, is_known: bool
 ) -> None:
     """Time is the later of the clock and the newest signed time seen."""
     repository = await signed.repository("m")
@@ -196,7 +197,10 @@ async def test_a_clock_set_back_does_not_thaw_a_store_that_newer_signatures_have
     ):
         (evil / f"models/m/metadata/{name}.json").write_bytes(data)
     node = tmp_path / "node"
-    await known(signed, node)
+    if is_known:
+        await known(signed, node)
+    else:
+        node.mkdir(mode=0o700)
     trust = signed.trust("m", node, store=open_folder(evil), clock=lambda: now - 3 * ONLINE_LIFE_S)
     async with refused(signed, node, Expired, "channel-latest"):
         await trust.refresh("latest")
@@ -396,22 +400,29 @@ async def test_a_root_that_names_no_model_is_refused(signed: SignedStore, tmp_pa
 async def test_another_models_delegations_under_this_models_snapshot_are_refused(
     signed: SignedStore, tmp_path: Path
 ) -> None:
-    """Both `targets` are signed by the fleet key: who has this model's online key could swap them in."""
+    """Both `targets` are signed by the fleet key: who has both online keys could put one in the other's place."""
     node = tmp_path / "node"
     await known(signed, node)
     evil = signed.copy("evil")
+    folder = evil / "models/m/metadata"
+    mine = ModelSigner("m", load_key(model_key_path(signed.keys, "m")))
+    theirs = ModelSigner("m", load_key(model_key_path(signed.keys, "other")))
     foreign = (evil / "models/other/metadata/1.targets.json").read_bytes()
-    state = await (await signed.repository("m")).load()
-    signer = ModelSigner("m", load_key(model_key_path(signed.keys, "m")))
-    roles = {
-        role: each for role, each in state.files.items() if role not in ("root", "timestamp", "snapshot")
-    }
-    roles["targets"] = SignedRole(1, foreign)
-    snapshot = SignedRole(70, signer.sign_snapshot(70, roles))
-    (evil / "models/m/metadata/1.targets.json").write_bytes(foreign)
-    (evil / "models/m/metadata/70.snapshot.json").write_bytes(snapshot.data)
-    (evil / "models/m/metadata/timestamp.json").write_bytes(signer.sign_timestamp(70, snapshot, {}))
-    async with refused(signed, node, NotAuthentic, "targets is not for model|does not verify"):
+    head = make_head("m", 3)
+    target = Target("versions/3/head.json", sha256(head), len(head), custom(3, 3))
+    roles = {"targets": SignedRole(1, foreign)}
+    for role in ("channel-latest", "channel-stable", "versions"):
+        wanted = target if role == "channel-latest" else None
+        roles[role] = SignedRole(70, theirs.sign_role(role, 70, wanted))
+        (folder / f"70.{role}.json").write_bytes(roles[role].data)
+    snapshot = SignedRole(70, mine.sign_snapshot(70, roles))
+    (folder / "1.targets.json").write_bytes(foreign)
+    (folder / "70.snapshot.json").write_bytes(snapshot.data)
+    (folder / "timestamp.json").write_bytes(mine.sign_timestamp(70, snapshot, {}))
+    shutil.rmtree((node / "metadata").resolve())  # a known node would keep its own targets of the same number
+    (node / "receipts.json").unlink()
+    (node / "metadata").unlink()
+    async with refused(signed, node, NotAuthentic, "targets is not for model 'm'"):
         await at(signed, node, evil).refresh("latest")
 
 

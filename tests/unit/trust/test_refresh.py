@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import stat
 from pathlib import Path
@@ -160,9 +161,38 @@ async def test_expired_metadata_is_refused_idle_and_fresh_and_a_person_may_take_
     assert (await person.refresh("latest")) == facts
 
 
-async def test_a_clock_set_back_does_not_make_expired_metadata_good_again(
+async def test_the_next_root_is_looked_for_hourly_and_at_every_change(
+    signed: SignedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await signed.release("m")
+    watched = WatchedStore(signed.store)
+    trust = signed.trust("m", tmp_path / "node", store=watched)
+    await trust.refresh("latest")
+    watched.asked.clear()
+    await trust.refresh("latest")
+    assert "models/m/metadata/3.root.json" not in watched.asked
+    monkeypatch.setattr("syncd.trust.verify.ROOT_PROBE_S", 0.0)
+    await trust.refresh("latest")
+    assert watched.asked.count("models/m/metadata/3.root.json") == 1
+    monkeypatch.undo()
+    await signed.release("m")
+    watched.asked.clear()
+    await trust.refresh("latest")
+    assert "models/m/metadata/3.root.json" in watched.asked
+
+
+async def test_news_whose_refresh_was_cut_short_is_told_by_the_next(
     signed: SignedStore, tmp_path: Path
 ) -> None:
     await signed.release("m")
-    trust = signed.trust("m", tmp_path / "node", clock=lambda: 0.0)
-    assert await trust.refresh("latest") is not None
+    trust = signed.trust("m", tmp_path / "node")
+    await trust.refresh("latest")
+    await signed.release("m")
+    cut = asyncio.create_task(trust.refresh("latest"))
+    await asyncio.sleep(0)
+    cut.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cut
+    facts = await trust.refresh("latest")
+    assert facts is not None
+    assert facts.version == 2
