@@ -107,16 +107,15 @@ class Download:
             for the next attempt.
         """
         head = self._documents.head
-        try:
-            with about(model=head.model, version=head.version):
-                journal = await self._threaded(self._prepare)
-                try:
-                    await self._bring(journal)
-                    await self._threaded(self._check_files)
-                finally:
-                    await asyncio.shield(asyncio.to_thread(self._stop, journal))
-        except BaseExceptionGroup as group:
-            raise _first(group) from None
+        with about(model=head.model, version=head.version):
+            journal = await self._threaded(self._prepare)
+            try:
+                await self._bring(journal)
+                await self._threaded(self._check_files)
+            except BaseExceptionGroup as group:
+                raise _first(group) from None
+            finally:
+                await asyncio.shield(asyncio.to_thread(self._stop, journal))
         return self.fetched
 
     async def _threaded(self, work: Callable[..., T], *arguments: Any) -> T:
@@ -130,12 +129,17 @@ class Download:
         """Make the files at full size, all their blocks reserved, and open the journal."""
         with telling_full(self._folder):
             self.staged.mkdir(parents=True, exist_ok=True)
-            missing = 0
+            missing, whole = 0, True
             for each in self._face.files:
                 path = self.staged / each.name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                missing += each.size - (path.stat().st_size if path.exists() else 0)
-            check_room(self._folder, max(0, missing))
+                found = path.stat().st_size if path.exists() else 0
+                missing += max(0, each.size - found)
+                whole = whole and found == each.size
+            journal = self._folder / "journal"
+            if not whole:  # what it says was true of files that are no longer here
+                journal.unlink(missing_ok=True)
+            check_room(self._folder, missing)
             for each in self._face.files:
                 descriptor = open_reserved(self.staged / each.name, each.size)
                 try:
@@ -143,7 +147,7 @@ class Download:
                 finally:
                     os.close(descriptor)
             names_of_files = digest("\n".join(each.name for each in self._face.files).encode())
-            return Journal(self._folder / "journal", f"{self._documents.head_digest} {names_of_files}")
+            return Journal(journal, f"{self._documents.head_digest} {names_of_files}")
 
     async def _bring(self, journal: Journal) -> None:
         missing = await self._threaded(self._look_at_disk, journal)

@@ -83,6 +83,7 @@ async def pull(
         elif await asyncio.to_thread(view.holds, documents):
             moved = {"reused": documents.head.model_bytes, "delta": 0, "plain": 0}
             await asyncio.to_thread(view.show, documents)
+            await asyncio.to_thread(_clear_others, own.incoming, "")
         else:
             fetched = await _bring(store, own, documents, view, progress)
             reused = fetched.kept_bytes + fetched.reused_bytes
