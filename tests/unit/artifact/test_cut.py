@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import itertools
+import subprocess
+import sys
 import time
 
 import pytest
@@ -263,3 +266,22 @@ def test_a_hundred_thousand_tensors_are_cut_in_two_seconds_of_cpu() -> None:
     layout, _ = cut(tensors, [FileSource(at)], {})
     assert time.process_time() - start < 2
     assert len(layout.tensors) == 100_000
+
+
+def test_the_collector_is_on_again_after_a_cut_that_failed() -> None:
+    assert gc.isenabled()
+    with pytest.raises(ValueError, match="not in its file"):
+        cut([TensorSource("w", "F32", (10,), None, True, (0, 4))], [FileSource(40)], {})
+    assert gc.isenabled()
+
+
+def test_reading_a_room_of_documents_needs_neither_numpy_nor_zstd() -> None:
+    """`syncd status` pays for no more than it uses."""
+    code = (
+        "import sys, syncd.artifact.plan, syncd.artifact.head, syncd.artifact.index, syncd.artifact.view\n"
+        "print([each for each in ('numpy', 'zstandard', 'torch') if each in sys.modules])"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert found.stdout == "[]\n"
