@@ -187,3 +187,18 @@ class WatchedStore:
 
     async def aclose(self) -> None:
         await self.inner.aclose()
+
+
+REFRESH = """
+import asyncio, sys
+from pathlib import Path
+from syncd.trust.verify import ModelTrust
+from tests.support.signed_store import open_folder
+
+async def main(base):
+    root = (base / "store/fleet/1.root.json").read_bytes()
+    await ModelTrust(open_folder(base / "store"), "m", base / "node", root).refresh("latest")
+
+asyncio.run(main(Path(sys.argv[1])))
+"""
+"""A program that refreshes BASE/node from BASE/store: python -c REFRESH BASE."""

@@ -16,20 +16,7 @@ from syncd.trust.founding import put_targets
 from syncd.trust.keys import fleet_key_path, generate_key, load_key, model_key_path
 from syncd.trust.sign import ModelSigner, SignedRole, Target, sign_model_root
 from syncd.trust.updating import CRASH_POINTS
-from tests.support.signed_store import SignedStore, disk, make_head, make_signed_store, sha256
-
-REFRESH = """
-import asyncio, sys
-from pathlib import Path
-from syncd.trust.verify import ModelTrust
-from tests.support.signed_store import open_folder
-
-async def main(base):
-    root = (base / "store/fleet/1.root.json").read_bytes()
-    await ModelTrust(open_folder(base / "store"), "m", base / "node", root).refresh("latest")
-
-asyncio.run(main(Path(sys.argv[1])))
-"""
+from tests.support.signed_store import REFRESH, SignedStore, disk, make_head, make_signed_store, sha256
 
 
 @pytest.fixture
