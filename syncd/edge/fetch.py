@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -94,6 +95,7 @@ class Download:
         self._slots = asyncio.Semaphore(MAX_RANGES)
         self._budget = Budget(MAX_IN_FLIGHT_BYTES)
         self._pool = ThreadPoolExecutor(DECODERS, "decode")
+        self._own = threading.local()
         self._unflushed: list[int] = []
         self._unflushed_bytes = 0
         self._flushed_at = time.monotonic()
@@ -230,7 +232,7 @@ class Download:
                 return found
         return None
 
-    def _write(self, numbers: Iterable[int], data: bytes | bytearray) -> None:
+    def _write(self, numbers: Iterable[int], data: bytes | bytearray | memoryview) -> None:
         """Write a verified segment to every place that it has, under each number that it has."""
         view = memoryview(data)
         with telling_full(self._folder):
@@ -264,26 +266,34 @@ class Download:
         """One range of a pack: its parts side by side, then each of its segments."""
         try:
             key = names.model_key(self._documents.head.model, names.document("packs", fetch.pack))
-            buffer = bytearray(fetch.length)
-            starts = range(0, fetch.length, part)
-            async with asyncio.TaskGroup() as group:
-                for start in starts:
-                    length = min(part, fetch.length - start)
-                    group.create_task(self._fetch_part(key, fetch.start, buffer, start, length, total))
+            data = await self._fetch_parts(key, fetch, part, total)
             for planned in fetch.segments:
-                await self._threaded(self._settle, planned, buffer, planned.row.offset - fetch.start)
+                await self._threaded(self._settle, planned, data, planned.row.offset - fetch.start)
+            del data
             if self._unflushed_bytes >= _FLUSH_BYTES or time.monotonic() - self._flushed_at >= _FLUSH_S:
                 await self._flush(journal)
         finally:
             await self._budget.give(fetch.length)
 
-    async def _fetch_part(
-        self, key: str, base: int, buffer: bytearray, start: int, length: int, total: int
-    ) -> None:
+    async def _fetch_parts(self, key: str, fetch: Fetch, part: int, total: int) -> bytes | bytearray:
+        """The bytes of one range, fetched in parts of at most `part` bytes side by side."""
+        if fetch.length <= part:
+            return await self._fetch_part(key, fetch.start, fetch.length, total)
+        whole = bytearray(fetch.length)
+
+        async def fill(at: int, length: int) -> None:
+            whole[at : at + length] = await self._fetch_part(key, fetch.start + at, length, total)
+
+        async with asyncio.TaskGroup() as group:
+            for at in range(0, fetch.length, part):
+                group.create_task(fill(at, min(part, fetch.length - at)))
+        return whole
+
+    async def _fetch_part(self, key: str, start: int, length: int, total: int) -> bytes:
         for attempt in range(1, TRIES + 1):
             try:
                 async with self._slots:
-                    buffer[start : start + length] = await self._store.get_range(key, base + start, length)
+                    data = await self._store.get_range(key, start, length)
                 break
             except SyncdError as error:
                 if attempt == TRIES or not error.retry:
@@ -292,8 +302,9 @@ class Download:
         self.fetched.wire_bytes += length
         if self._progress is not None:
             self._progress(self.fetched.wire_bytes, total)
+        return data
 
-    def _settle(self, planned: Planned, buffer: bytearray, at: int) -> None:
+    def _settle(self, planned: Planned, data: bytes | bytearray, at: int) -> None:
         """Verify, decode, verify, write."""
         numbers = [number for number in planned.segments if number in self._face.places]
         if (
@@ -301,12 +312,18 @@ class Download:
         ):  # only codecs with bases fetch what is no segment, and no such codec can be read here yet
             return
         segment = self._documents.layout.segments[numbers[0]]
-        payload = memoryview(buffer)[at : at + planned.row.encoded_length]
-        out = bytearray(segment.length)
+        payload = memoryview(data)[at : at + planned.row.encoded_length]
+        out = self._scratch(segment.length)
         verify_and_decode(payload, planned.row, segment.dtype, out)
         self._write(numbers, out)
         self._count("plain", len(out) * len(numbers), len(numbers))
         reached(WITHIN_FETCH)
+
+    def _scratch(self, length: int) -> memoryview:
+        """Memory of this thread's to decode into, used again and again: fresh pages cost more than the decoding."""
+        if len(getattr(self._own, "buffer", b"")) < length:
+            self._own.buffer = bytearray(length)
+        return memoryview(self._own.buffer)[:length]
 
     def _check_files(self) -> None:
         """Compare each file that has a signed SHA-256 of its own with it."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from syncd import durable
-from syncd.artifact.layout import Layout, TensorEntry
+from syncd.artifact.layout import TensorEntry
 from syncd.artifact.segment import digest
 from syncd.crashpoint import reached
 from syncd.edge.disk import telling_full
@@ -31,14 +31,14 @@ _NATIVE: Final = {"F32": "<f4", "F64": "<f8", "C64": "<f4", "C128": "<f8"}
 
 
 def finish(staged: Path, documents: Documents, stop: threading.Event | None = None) -> str:
-    """Write head.json and model.digests beside the files of a download. Blocks: reads the model once.
+    """Write head.json and model.digests beside the files of a download, each durable. Blocks: reads the model once.
 
     Returns: why the version is unfit to serve, "" if it is fit: the first tensor with a NaN or an infinity.
     """
     unfit = ""
     with telling_full(staged):
         if documents.has_model:
-            digests, unfit = look_at_tensors(staged / MODEL_FILE, documents.layout, stop)
+            digests, unfit = look_at_tensors(staged / MODEL_FILE, documents, stop)
             document = {"format": "syncd.tensors/1", "tensors": digests}
             text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
             durable.replace_file(staged / DIGESTS_FILE, text.encode())
@@ -74,20 +74,22 @@ def installed_head(folder: ModelFolder, version: int) -> str | None:
 
 
 def look_at_tensors(
-    path: Path, layout: Layout, stop: threading.Event | None = None
+    path: Path, documents: Documents, stop: threading.Event | None = None
 ) -> tuple[dict[str, str], str]:
-    """One pass over a model file.
+    """One pass over a model file whose segments are verified.
 
     Returns: name → `sha256:HEX` of each tensor's bytes in the file; the first tensor that is not finite, with the
     count, or "".
     """
     digests: dict[str, str] = {}
-    unfit = ""
+    unfit, layout = "", documents.layout
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         start = os.fstat(file).st_size - layout.model_bytes
         for tensor in layout.tensors:
-            digests[tensor.name], wrong = _look_at(file, start + layout.tensor_place(tensor), tensor, stop)
+            known = _digest_of_its_segment(documents, tensor)
+            offset = start + layout.tensor_place(tensor)
+            digests[tensor.name], wrong = _look_at(file, offset, tensor, known, stop)
             if wrong and not unfit:
                 unfit = f"tensor {tensor.name} has {wrong} values that are not finite"
     finally:
@@ -95,7 +97,15 @@ def look_at_tensors(
     return digests, unfit
 
 
-def _look_at(file: int, offset: int, tensor: TensorEntry, stop: threading.Event | None) -> tuple[str, int]:
+def _digest_of_its_segment(documents: Documents, tensor: TensorEntry) -> str | None:
+    """The signed digest of the tensor's bytes where it is a segment by itself, as most of the weight is."""
+    whole = tensor.nbytes and tensor.nbytes == documents.layout.segments[tensor.segment].length
+    return documents.table.rows[tensor.segment].digest if whole else None
+
+
+def _look_at(
+    file: int, offset: int, tensor: TensorEntry, known: str | None, stop: threading.Event | None
+) -> tuple[str, int]:
     sha = hashlib.sha256()
     wrong, left = 0, tensor.nbytes
     while left:
@@ -104,10 +114,11 @@ def _look_at(file: int, offset: int, tensor: TensorEntry, stop: threading.Event 
         piece = os.pread(file, min(_PIECE_BYTES, left), offset)
         if not piece:
             raise Failed(f"the model file ends within tensor {tensor.name}", do="it is fetched again")
-        sha.update(piece)
+        if known is None:
+            sha.update(piece)
         wrong += count_nonfinite(piece, tensor.dtype)
         offset, left = offset + len(piece), left - len(piece)
-    return f"sha256:{sha.hexdigest()}", wrong
+    return known or f"sha256:{sha.hexdigest()}", wrong
 
 
 def count_nonfinite(data: bytes, dtype: str) -> int:

@@ -173,8 +173,8 @@ class _View:
 
     def place(self, documents: Documents, staged: Path) -> None:
         """Make the finished download what is shown; then the version before it goes."""
-        install.finish(staged, documents)
         with telling_full(self.to):
+            durable.replace_file(staged / HEAD_FILE, documents.head_bytes)
             _settle(staged)
             durable.make_folder(self.versions)
             name = self._free_name(documents.head.version)

@@ -48,7 +48,7 @@ def assert_shows(to: Path, seed: int, make=tensors, side: dict[str, bytes] = SID
 
 def contents(folder: Path) -> dict[Path, bytes | str]:
     """Every file's bytes and every link's target."""
-    found = {path: os.readlink(path) for path in folder.rglob("*") if path.is_symlink()}
+    found = {path: str(path.readlink()) for path in folder.rglob("*") if path.is_symlink()}
     return found | {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
