@@ -15,7 +15,7 @@ MAX_LINE_BYTES: Final = 65_536
 KEPT_BYTES: Final = 65_536  # a longer string becomes a Blob: nothing that we read is that long
 MAX_INT_KEY: Final = 1 << 53
 MAX_GLOBALS: Final = 10_000
-MAX_KEY_PARTS: Final = 64  # of a tuple that is a key
+MAX_KEY_DEPTH: Final = 3  # of tuples within a tuple that is a key
 
 
 def ops_budget(records: int) -> int:

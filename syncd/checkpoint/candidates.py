@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from syncd.checkpoint.identity import Identity, look_at
+from syncd.checkpoint.identity import Identity, is_sparse, look_at
 
 _TEMPORARY: Final = ("*.tmp", "*.part", "tmp.*", "*_tmp.*", "*-tmp")
 
@@ -17,13 +17,14 @@ _TEMPORARY: Final = ("*.tmp", "*.part", "tmp.*", "*_tmp.*", "*-tmp")
 class Candidate:
     """A checkpoint that may be there. `links`: other names of the same file, published with it, once.
 
-    `settled`: quiet for long enough to be read. `modified`: Unix seconds of the last write.
+    `sparse`: less on disk than its size: perhaps still being filled. `settled`: quiet for long enough to be read.
     """
 
     path: Path
     identity: Identity
     is_folder: bool
     links: tuple[Path, ...] = ()
+    sparse: bool = False
     settled: bool = False
 
     @property
@@ -61,7 +62,8 @@ def find_candidates(folder: Path, include: Sequence[str], exclude: Sequence[str]
     for same in by_inode.values():
         same.sort(key=lambda each: _preference(each[0]))
         path, identity, is_folder = same[0]
-        found.append(Candidate(path, identity, is_folder, tuple(other for other, _, _ in same[1:])))
+        links = tuple(other for other, _, _ in same[1:])
+        found.append(Candidate(path, identity, is_folder, links, sparse=not is_folder and is_sparse(path)))
     return sorted(found, key=lambda each: (each.identity.mtime_ns, str(each.path)))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 MAX_FOLDER_ENTRIES: Final = 100_000
+LEAST_SPARSE_BYTES: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,15 @@ def look_at(path: Path) -> Identity | None:
     except OSError:
         return None
     return None
+
+
+def is_sparse(path: Path) -> bool:
+    """Whether a file has clearly less on disk than its size; a hint only: some file systems compress, or cannot say."""
+    try:
+        found = path.stat()
+    except OSError:
+        return False
+    return found.st_size > LEAST_SPARSE_BYTES and found.st_blocks * 512 < 0.9 * found.st_size
 
 
 def _folder_identity(folder: Path, found: os.stat_result) -> Identity:

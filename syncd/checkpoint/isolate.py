@@ -17,7 +17,7 @@ WALL_SECONDS: Final = 60.0
 MAX_ANSWER_BYTES: Final = 192 << 20
 _ROOT: Final = str(Path(__file__).resolve().parents[2])
 _START: Final = (
-    "import sys; sys.path.insert(0, sys.argv.pop(1)); from syncd.checkpoint.child import main; main()"
+    "import sys; sys.path.append(sys.argv.pop(1)); from syncd.checkpoint.child import main; main()"
 )
 
 
@@ -27,15 +27,19 @@ def parse_in_child(descriptor: int, size: int, name: str) -> dict[str, Any]:
     Blocks for at most 60 s; other threads run meanwhile. The child has the descriptor and nothing else of ours.
     """
     command = [sys.executable, "-I", "-S", "-c", _START, _ROOT, str(descriptor), str(size), name]
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        pass_fds=(descriptor,),
-        env={"LC_ALL": "C"},
-        cwd="/",
-    ) as child:
+    try:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(descriptor,),
+            env={"LC_ALL": "C"},
+            cwd="/",
+        )
+    except OSError as error:  # too many processes, no memory: ours to suffer, not the checkpoint's fault
+        return {"outcome": "failed", "what": f"no process to read it in: {os.strerror(error.errno or 0)}"}
+    with child:
         try:
             raw = _read_all(child, time.monotonic() + WALL_SECONDS)
         finally:

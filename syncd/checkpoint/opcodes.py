@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from syncd.checkpoint.budgets import KEPT_BYTES, MAX_INT_KEY, MAX_KEY_PARTS, MAX_LONG_BYTES, MAX_MARKS
+from syncd.checkpoint.budgets import KEPT_BYTES, MAX_INT_KEY, MAX_KEY_DEPTH, MAX_LONG_BYTES, MAX_MARKS
 from syncd.checkpoint.values import Blob, Hostile, Incomplete, Malformed, Record
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ _UINT64 = struct.Struct("<Q").unpack_from
 _FLOAT64 = struct.Struct(">d").unpack_from
 
 
-def checked_key(key: Any, depth: int = 0) -> Any:
+def checked_key(vm: Unpickler, key: Any, depth: int = 0) -> Any:
     """`key` if hashing it is cheap and honest; Hostile otherwise: nested tuples take 2^depth steps to hash."""
     kind = type(key)
     if kind is str or kind is bool or kind is float or kind is bytes or key is None:
@@ -29,22 +29,23 @@ def checked_key(key: Any, depth: int = 0) -> Any:
             raise Hostile("a dictionary key is an integer of more than 53 bits")
         return key
     if kind is tuple:
-        if depth >= 3 or len(key) > MAX_KEY_PARTS:
-            raise Hostile("a dictionary key is a deeply nested or long tuple")
+        if depth >= MAX_KEY_DEPTH:
+            raise Hostile("a dictionary key is a deeply nested tuple")
+        vm.spend(len(key))
         for part in key:
-            checked_key(part, depth + 1)
+            checked_key(vm, part, depth + 1)
         return key
     if kind is list or kind is dict:
         raise Malformed(f"a dictionary key of type {kind.__name__}")
     return key  # inert values hash by identity
 
 
-def set_items(target: Any, items: list[Any]) -> None:
+def set_items(vm: Unpickler, target: Any, items: list[Any]) -> None:
     if len(items) % 2:
         raise Malformed("a dictionary key without a value")
     if type(target) is dict:
         for index in range(0, len(items), 2):
-            target[checked_key(items[index])] = items[index + 1]
+            target[checked_key(vm, items[index])] = items[index + 1]
     elif type(target) is Record:
         target.pairs.extend(zip(items[::2], items[1::2], strict=True))
     else:
@@ -246,7 +247,7 @@ def _list(vm: Unpickler) -> None:
 def _dict(vm: Unpickler) -> None:
     items = vm.pop_mark()
     made: dict[Any, Any] = {}
-    set_items(made, items)
+    set_items(vm, made, items)
     vm.stack.append(made)
 
 
@@ -282,12 +283,12 @@ def _appends(vm: Unpickler) -> None:
 def _set_item(vm: Unpickler) -> None:
     value = vm.stack.pop()
     key = vm.stack.pop()
-    set_items(vm.stack[-1], [key, value])
+    set_items(vm, vm.stack[-1], [key, value])
 
 
 def _set_items(vm: Unpickler) -> None:
     items = vm.pop_mark()
-    set_items(vm.stack[-1], items)
+    set_items(vm, vm.stack[-1], items)
 
 
 def _global(vm: Unpickler) -> None:

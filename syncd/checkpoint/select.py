@@ -140,6 +140,9 @@ def _at_key(
 def _choose(checkpoint: Checkpoint, groups: list[Group]) -> Group:
     if len(groups) == 1:
         return groups[0]
+    most = max(len(group.names) for group in groups)
+    # What is called ema and is far smaller than the rest holds its numbers, not its weights.
+    groups = [group for group in groups if _rank(group)[0] or 2 * len(group.names) >= most]
     ranked = sorted(groups, key=_rank)
     best = [group for group in ranked if _rank(group) == _rank(ranked[0])]
     if len(best) > 1:

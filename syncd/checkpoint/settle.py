@@ -13,6 +13,7 @@ from syncd.checkpoint.identity import Identity
 
 UNPROVEN_FACTOR: Final = 2.0
 UNPROVEN_LEAST_S: Final = 30.0
+SPARSE_FACTOR: Final = 5.0
 
 
 @dataclass(slots=True)
@@ -35,13 +36,21 @@ class Settler:
         self._histories: dict[Path, _History] = {}
 
     def wait_s(
-        self, path: Path, identity: Identity, *, now: float, wall: float, proven: bool = True
+        self,
+        path: Path,
+        identity: Identity,
+        *,
+        now: float,
+        wall: float,
+        proven: bool = True,
+        sparse: bool = False,
     ) -> float:
         """Take a look in; 0.0: settled, else the seconds until it would be if nothing changes any more.
 
         Args:
             now: monotonic seconds. wall: Unix seconds.
             proven: whether its kind can be proven complete when it is read.
+            sparse: whether it looks like a file that is still being filled; it must be quiet five times as long.
         """
         history = self._histories.get(path)
         if history is None:
@@ -52,6 +61,8 @@ class Settler:
         if not proven:
             writing_s = history.last_change - history.first_change
             needed = max(needed, UNPROVEN_LEAST_S, UNPROVEN_FACTOR * writing_s)
+        if sparse:
+            needed *= SPARSE_FACTOR
         age = wall - identity.changed_at
         return max(0.0, needed - max(age, now - history.last_change))
 

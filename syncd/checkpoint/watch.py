@@ -95,7 +95,7 @@ class Watcher:
         settled, self._due = [], self._rescan_s
         for each in found:
             wait_s = self._settler.wait_s(
-                each.path, each.identity, now=now, wall=wall, proven=not each.is_folder
+                each.path, each.identity, now=now, wall=wall, proven=not each.is_folder, sparse=each.sparse
             )
             if wait_s:
                 self._due = min(self._due, max(wait_s, _LEAST_WAIT_S))

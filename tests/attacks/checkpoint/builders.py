@@ -53,12 +53,17 @@ def state_dict(**tensors: bytes) -> bytes:
 
 
 def torch_zip(
-    path: Path, pickled: bytes, storages: dict[str, bytes] | None = None, *, root: str = "archive"
+    path: Path,
+    pickled: bytes,
+    storages: dict[str, bytes] | None = None,
+    *,
+    root: str = "archive",
+    order: str = "little",
 ) -> Path:
     """Write a zip as torch.save does: data.pkl first, stored records, the directory last."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(f"{root}/data.pkl", pickled)
-        archive.writestr(f"{root}/byteorder", "little")
+        archive.writestr(f"{root}/byteorder", order)
         for key, data in (storages if storages is not None else {"0": bytes(4)}).items():
             archive.writestr(f"{root}/data/{key}", data)
         archive.writestr(f"{root}/version", "3\n")
@@ -87,6 +92,13 @@ def nested_tuple_key_of_2_to_the_40_steps() -> bytes:
 
 def memo_tuple_key_of_2_to_the_40_steps() -> bytes:
     return P2 + b"}(N\x85q\x00" + b"h\x00\x86q\x00" * 40 + b"Nu."
+
+
+def wide_tuple_keys() -> bytes:
+    """A tuple of 64 tuples of 64 values as a key, 100,000 times."""
+    inner = b"(" + b"N" * 64 + b"tq\x000"
+    outer = b"(" + b"h\x00" * 64 + b"tq\x010"
+    return P2 + b"}" + inner + outer + b"(" + b"h\x01N" * 100_000 + b"u."
 
 
 def billion_laughs() -> bytes:
@@ -247,6 +259,7 @@ def calls(command: str) -> dict[str, bytes]:
 HOSTILE_PICKLES = (
     nested_tuple_key_of_2_to_the_40_steps,
     memo_tuple_key_of_2_to_the_40_steps,
+    wide_tuple_keys,
     ordered_dict_20_000_times_20_000,
     colliding_integer_keys,
     five_million_opcodes,

@@ -12,6 +12,7 @@ import torch
 from syncd.checkpoint.read import Checkpoint, open_checkpoint
 from syncd.checkpoint.select import select_model
 from syncd.errors import CheckpointIncomplete, CheckpointUnsupported
+from tests.attacks.checkpoint import builders
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "checkpoints"
 _OTHERS = (
@@ -251,6 +252,19 @@ def test_a_file_is_refused_by_what_it_begins_with(head: bytes, text: str, tmp_pa
     path.write_bytes(head.ljust(600, b"x"))
     with pytest.raises(CheckpointUnsupported, match=text):
         open_checkpoint(path)
+
+
+def test_the_index_of_a_sharded_checkpoint_is_refused_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text('{"metadata": {}, "weight_map": {}}')
+    with pytest.raises(CheckpointUnsupported, match="index of a sharded checkpoint"):
+        open_checkpoint(path)
+
+
+def test_tensors_of_the_other_byte_order_are_refused(tmp_path: Path) -> None:
+    pickled = builders.state_dict(w=builders.tensor((1,), (1,)))
+    with pytest.raises(CheckpointUnsupported, match="big-endian"):
+        open_checkpoint(builders.torch_zip(tmp_path / "big.pt", pickled, order="big"))
 
 
 @pytest.mark.parametrize("name", ["broken/dtype-int4.pt", "broken/lambda.pt"])

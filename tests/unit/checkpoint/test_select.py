@@ -74,6 +74,11 @@ def test_ema_weights_are_preferred_and_a_key_overrides_that(tmp_path: Path) -> N
     assert select(tmp_path, value, key="state_dict").key == ("state_dict",)
 
 
+def test_what_is_called_ema_and_is_far_smaller_is_not_the_model(tmp_path: Path) -> None:
+    value = {"model": {f"w{index}": torch.ones(2) for index in range(9)}, "ema": {"losses": torch.ones(100)}}
+    assert select(tmp_path, value).key == ("model",)
+
+
 def test_state_dict_wins_over_model_and_both_over_other_names(tmp_path: Path) -> None:
     assert select(tmp_path, {"model": weights(), "state_dict": weights()}).key == ("state_dict",)
     assert select(tmp_path, {"teacher": weights(), "model": weights()}).key == ("model",)

@@ -135,6 +135,18 @@ def test_without_a_proof_it_waits_twice_as_long_as_writing_took() -> None:
     )
 
 
+def test_a_file_with_less_on_disk_than_its_size_must_be_quiet_longer(tmp_path: Path) -> None:
+    with (tmp_path / "a.pt").open("wb") as file:
+        file.truncate(1 << 20)
+    (tmp_path / "b.pt").write_bytes(bytes(1 << 17))
+    found = {each.path.name: each.sparse for each in find_candidates(tmp_path, PATTERNS)}
+    assert found == {"a.pt": True, "b.pt": False}
+    settler = Settler(2.0)
+    assert settler.wait_s(Path("a"), identity(1, 1000.0), now=0.0, wall=1000.0, sparse=True) == pytest.approx(
+        10.0
+    )
+
+
 async def test_the_first_look_is_at_once_and_a_new_file_is_seen_before_the_rescan(tmp_path: Path) -> None:
     (tmp_path / "a.pt").write_text("x")
     async with Watcher(tmp_path, PATTERNS, rescan_s=600, settle_s=0) as watcher:
