@@ -161,6 +161,7 @@ class Actions:
         installed.note_installed(self.db, self.section.model, row)
         clear_incoming(self.folder)
         self.standing.replans = self.standing.failures = self.standing.asked = 0
+        self.last_error = None
 
     def offer(self, intention: Intention) -> None:
         """Ask the voters, for the first time or again."""

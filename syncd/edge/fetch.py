@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from syncd import durable
 from syncd.artifact.plan import Fetch, Plan, Planned, plan
 from syncd.artifact.segment import digest, verify_and_decode
 from syncd.crashpoint import reached
@@ -110,8 +111,9 @@ class Download:
         """
         head = self._documents.head
         with about(model=head.model, version=head.version):
-            journal = await self._threaded(self._prepare)
+            journal = None
             try:
+                journal = await self._threaded(self._prepare)
                 await self._bring(journal)
                 await self._threaded(self._check_files)
             except BaseExceptionGroup as group:
@@ -123,9 +125,11 @@ class Download:
     async def _threaded(self, work: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
 
-    def _stop(self, journal: Journal) -> None:
+    def _stop(self, journal: Journal | None) -> None:
+        """Wait for the threads: when this has returned nothing of ours writes any more."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-        journal.close()
+        if journal is not None:
+            journal.close()
 
     def _prepare(self) -> Journal:
         """Make the files at full size, all their blocks reserved, and open the journal."""
@@ -148,6 +152,9 @@ class Download:
                     os.pwrite(descriptor, each.start, 0)
                 finally:
                     os.close(descriptor)
+            for folder in (*{(self.staged / each.name).parent for each in self._face.files}, self._folder):
+                durable.fsync_folder(folder)  # a power cut shall not take the names of what the journal knows
+            durable.fsync_folder(self._folder.parent)
             names_of_files = digest("\n".join(each.name for each in self._face.files).encode())
             return Journal(journal, f"{self._documents.head_digest} {names_of_files}")
 

@@ -143,6 +143,8 @@ class Follow(Actions):
             self.poll_error = error if isinstance(error, SyncdError) else None
             self.note_error(error)
         else:
+            if self.poll_error is not None:
+                self.last_error = None
             self._poll_failures, self.poll_error = 0, None
             self.last_contact = time.time()
             self.facts = self._trust.accepted(self.section.channel)
@@ -154,9 +156,17 @@ class Follow(Actions):
     async def _machine(self) -> None:
         if self.standing.intention is not None:
             await self._carry_out(self.standing.intention)
+        failures = 0
         while True:
-            event, reason = await self._next_event()
-            wanted = await self._in_thread(self.wanted) if event is Event.RELEASED else None
+            try:
+                event, reason = await self._next_event()
+                wanted = await self._in_thread(self.wanted) if event is Event.RELEASED else None
+            except (SyncdError, OSError) as error:  # somebody else wrote into the folder, or the disk fails
+                self.note_error(error)
+                failures += 1
+                await asyncio.sleep(back_off_s(failures, base_s=self._retry_s))
+                continue
+            failures = 0
             await self._carry_out(Intention(event, reason, wanted or self.standing.target))
 
     async def _next_event(self) -> tuple[Event, str]:
