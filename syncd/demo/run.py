@@ -6,11 +6,13 @@ import hashlib
 import http.client
 import json
 import shutil
+import signal
 import socket
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,9 @@ from syncd.demo.processes import Process, command
 from syncd.errors import Failed
 
 MODEL = "digits"
-EPOCHS = 4
+EPOCHS = 3
 RESUME_FROM = 2
-STEP_SECONDS = 90.0
+STEP_SECONDS = 240.0
 
 
 @dataclass
@@ -93,14 +95,12 @@ class Demo:
         """Tell the whole story; whatever happens, every process has ended on return."""
         try:
             self._set_up()
-            publisher, edge, client = self._start()
-            self._train_and_serve(edge, client)
+            edge, client = self._start()
+            training = self._train_and_serve(edge, client)
             self._poison(client)
             client.stop()
             self._note(client)
-            edge.stop()
-            publisher.stop()
-            self._lose_and_resume()
+            self._lose_and_resume(training)
             self.story.tell("done")
             self._changed(self.story)
             return self.story.result()
@@ -142,13 +142,13 @@ class Demo:
             f'[[follow]]\nmodel = "{MODEL}"\npoll = "1s"\nprobation = "2s"\n'
         )
 
-    def _start(self) -> tuple[Process, Process, Process]:
+    def _start(self) -> tuple[Process, Process]:
         self.story.tell("starting a publisher, an edge and an application that never stops asking")
         self._changed(self.story)
-        publisher = self._process("publisher", "-m", "syncd", "run", "-c", "publisher.toml")
+        self._process("publisher", "-m", "syncd", "run", "-c", "publisher.toml")
         edge = self._edge()
         client = self._process("client", "-m", "syncd.demo.client", str(self.folder / "node"), MODEL)
-        return publisher, edge, client
+        return edge, client
 
     def _process(self, name: str, *words: str) -> Process:
         process = Process(name, words, folder=self.folder)
@@ -163,7 +163,7 @@ class Demo:
             "training", "-m", "syncd.demo.train", str(self.folder / "runs/1"), "--epochs", str(epochs)
         )
 
-    def _train_and_serve(self, edge: Process, client: Process) -> None:
+    def _train_and_serve(self, edge: Process, client: Process) -> Process:
         self.story.tell("training; each epoch's checkpoint is published, verified, gated and swapped in")
         training = self._train(EPOCHS)
         self._until(lambda: len(self._served(client)) >= 2, client, training)
@@ -176,7 +176,7 @@ class Demo:
         self.story.tell("the edge daemon is back; training goes on")
         self._until(lambda: training.ended == 0, client, training)
         self._until(lambda: self._newest_trained() in self._served(client), client)
-        self._training = training
+        return training
 
     def _poison(self, client: Process) -> None:
         self.story.tell("a poisoned checkpoint (weights that are not numbers) is published")
@@ -243,7 +243,7 @@ class Demo:
             "seconds_to_serve": round(first - written, 2),
         }
 
-    def _lose_and_resume(self) -> None:
+    def _lose_and_resume(self, training: Process) -> None:
         self.story.tell("the training folder is lost; its state comes back by `syncd restore`")
         self._changed(self.story)
         original = self.folder / f"runs/1/epoch-{RESUME_FROM}.pt"
@@ -275,9 +275,7 @@ class Demo:
             time.sleep(0.1)
         again.finish(STEP_SECONDS)
         told = {line["epoch"]: line["losses"] for line in again.lines}
-        whole = {
-            line["epoch"]: line["losses"] for line in self._training.lines if line["epoch"] > RESUME_FROM
-        }
+        whole = {line["epoch"]: line["losses"] for line in training.lines if line["epoch"] > RESUME_FROM}
         self.story.restore = {
             "version": version,
             "sha256_equal": equal,
@@ -293,7 +291,13 @@ class Demo:
 
 
 def run(changed: Callable[[Story], None], *, keep: Path | None = None) -> dict[str, Any]:
-    """Run the demo in `keep`, or in a folder that is removed afterwards; `syncd demo --json`'s object."""
+    """Run the demo in `keep`, or in a folder that is removed afterwards; `syncd demo --json`'s object.
+
+    SIGTERM ends it as Ctrl-C does: with every process that it started.
+    """
+    if find_spec("sklearn") is None:
+        raise Failed("the demo trains on scikit-learn's digits", do="pip install 'syncd[demo]'")
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
     if keep:
         keep.mkdir(parents=True, exist_ok=True)
         if any(keep.iterdir()):

@@ -58,7 +58,7 @@ def _epoch(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     return losses
 
 
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--resume", type=Path)
-    parser.add_argument("--images", type=int, default=640)
+    parser.add_argument("--images", type=int, default=384)
     chosen = parser.parse_args()
     chosen.folder.mkdir(parents=True, exist_ok=True)
     train(chosen.folder, chosen.epochs, chosen.resume, chosen.images)
