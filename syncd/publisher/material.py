@@ -5,6 +5,7 @@ Files are read with pread on descriptors that were open before the first byte wa
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from syncd.artifact.layout import FileSource, Layout, SegmentCut, cut
 from syncd.checkpoint.read import Checkpoint, open_checkpoint
 from syncd.checkpoint.select import Selection, select_model
 from syncd.config import PublishSection
-from syncd.errors import CheckpointVanished
+from syncd.errors import CheckpointUnsupported, CheckpointVanished, DocumentInvalid
 from syncd.publisher.sidefiles import SideFile, open_side_files
 from syncd.publisher.tensors import NamedTensors, name_tensors
 
@@ -174,18 +175,21 @@ def open_material(path: Path, section: PublishSection) -> Material:
     Raises:
         what `open_checkpoint` and `select_model` raise; Failed for a side file that is missing or unreadable.
     """
-    checkpoint = open_checkpoint(path)
-    try:
+    with contextlib.ExitStack() as opened:
+        checkpoint = opened.enter_context(open_checkpoint(path))
         selection = select_model(
             checkpoint, key=section.weights.key, strip_prefix=section.weights.strip_prefix
         )
         side = open_side_files(path, section.watch, section.side_files)
+        for each in side:
+            opened.callback(each.close)
         try:
-            return Material(checkpoint, selection, side)
-        except BaseException:
-            for each in side:
-                each.close()
-            raise
-    except BaseException:
-        checkpoint.close()
-        raise
+            material = Material(checkpoint, selection, side)
+        except DocumentInvalid as error:
+            raise CheckpointUnsupported(
+                f"{path.name} cannot be written down as a version: {error.what}",
+                why="a tensor has a name or a shape that no version may hold",
+                do="nothing was published; the checkpoint is as it was",
+            ) from error
+        opened.pop_all()
+        return material

@@ -75,7 +75,8 @@ class Publishing:
         return self.signed.folder / "models" / MODEL
 
     def section(self, **more: Any) -> PublishSection:
-        return PublishSection(model=MODEL, watch=self.runs, **{"settle": "0s", "rescan": "200ms", **more})
+        given = {"model": MODEL, "watch": self.runs, "settle": "0s", "rescan": "200ms", **more}
+        return PublishSection.model_validate(given)
 
     async def publish(
         self, path: Path, *, section: Mapping[str, Any] | None = None, **more: Any
