@@ -1,6 +1,7 @@
 """The TOML file as typed models: every key with its unit, default and bounds; `load_config` tells all mistakes at once.
 
-Reload: `[[publish]]` and `[[follow]]` keys on SIGHUP; `[store]`, `[trust]`, `[node]` and `[status]` at a restart.
+Reload: `[[publish]]` and `[[follow]]` keys on SIGHUP; `[store]`, `[trust]`, `[node]`, `[status]` and `[serve]` at a
+restart.
 """
 
 from __future__ import annotations
@@ -27,6 +28,24 @@ def parse_duration(value: Any) -> float:
     return float(found[1]) * _SECONDS[found[2]]
 
 
+_SIZE = re.compile(r"^(\d+)(B|KiB|MiB|GiB)$")
+_BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def parse_size(value: Any) -> int:
+    """Bytes from `"512B"`, `"64KiB"`, `"64MiB"`, `"2GiB"`; ValueError for anything else, a bare number too."""
+    found = _SIZE.match(value) if isinstance(value, str) else None
+    if not found:
+        raise ValueError('a size is a string with a unit: "512B", "64KiB", "64MiB" or "2GiB"')
+    return int(found[1]) * _BYTES[found[2]]
+
+
+def _size(value: Any, info: ValidationInfo) -> int:
+    """Code may give bytes as an int; a file may not."""
+    from_file = bool(info.context and info.context.get("from_file"))
+    return value if isinstance(value, int) and not from_file else parse_size(value)
+
+
 def _duration(value: Any, info: ValidationInfo) -> float:
     """Code may give seconds as a float; a file may not."""
     from_file = bool(info.context and info.context.get("from_file"))
@@ -34,6 +53,7 @@ def _duration(value: Any, info: ValidationInfo) -> float:
 
 
 Duration = Annotated[float, BeforeValidator(_duration)]
+Size = Annotated[int, BeforeValidator(_size)]
 ModelName = Annotated[str, Field(pattern=MODEL_NAME)]
 
 
@@ -145,6 +165,48 @@ class FollowSection(Section):
     gate_within: Duration = Field(default=60.0, ge=0.1, le=86400.0)
 
 
+class ServeModelSection(Section):
+    """One model that `syncd serve` answers for."""
+
+    model: ModelName
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|cuda|cuda:[0-9]{1,2})$",
+        description="auto: a GPU if there is one",
+    )
+    dtype: Literal["as-published"] = "as-published"
+    inputs: tuple[str, ...] = Field(
+        default=(), description='names of the inputs in place of "input", or "input.0", "input.1"'
+    )
+    outputs: tuple[str, ...] = Field(
+        default=(), description='names of the outputs in place of "output", or "output.0", "output.1"'
+    )
+
+
+class ServeSection(Section):
+    """Open Inference V2 over HTTP; read at the start of `syncd serve`."""
+
+    listen: str = Field(
+        default="127.0.0.1:8080", description="HOST:PORT or a socket's path; a socket unit's sockets win"
+    )
+    architectures: tuple[str, ...] = Field(
+        default=("torchvision.models:*",), description="what a version's head may name to be imported"
+    )
+    max_body: Size = Field(
+        default=64 * 2**20, ge=1024, le=2**40, description="largest request, decompressed too"
+    )
+    request_within: Duration = Field(
+        default=30.0, ge=0.01, le=3600.0, description="from a request's beginning to its answer"
+    )
+    threads: int = Field(
+        default=0, ge=0, le=256, description="predictions at once; 0: half the cores, at most 4"
+    )
+    queue: int = Field(default=64, ge=0, le=100_000, description="requests that wait for a thread")
+    models: tuple[ServeModelSection, ...] = Field(
+        default=(), description="none: every model that this node follows"
+    )
+
+
 class StatusSection(Section):
     """Where the daemon answers."""
 
@@ -162,6 +224,7 @@ class Config(Section):
     node: NodeSection = NodeSection()
     publish: tuple[PublishSection, ...] = ()
     follow: tuple[FollowSection, ...] = ()
+    serve: ServeSection | None = None
     status: StatusSection = StatusSection()
 
 

@@ -153,8 +153,9 @@ def describe(field: FieldInfo) -> str:
     is_duration = any(
         getattr(getattr(each, "func", None), "__name__", "") == "_duration" for each in field.metadata
     )
-    show = _duration_text if is_duration else str
-    text = "a duration" if is_duration else _kind(field)
+    is_size = any(getattr(getattr(each, "func", None), "__name__", "") == "_size" for each in field.metadata)
+    show = _duration_text if is_duration else _size_text if is_size else str
+    text = "a duration" if is_duration else "a size" if is_size else _kind(field)
     if low is not None and high is not None:
         text += f" from {show(low)} to {show(high)}"
     elif low is not None:
@@ -200,6 +201,13 @@ def _duration_text(seconds: Any) -> str:
     return f"{seconds:g}s"
 
 
+def _size_text(size: Any) -> str:
+    for unit, length in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= length and size % length == 0:
+            return f"{size // length}{unit}"
+    return f"{size}B"
+
+
 Cross = tuple[KeyPath, Any, str, str]
 
 
@@ -232,6 +240,7 @@ def _across(document: dict[str, Any]) -> Iterator[Cross]:
     listen = _table(document, "status").get("listen")
     if isinstance(listen, str):
         yield from _about_listen(listen)
+    yield from _about_serve(_table(document, "serve"), bool(document.get("follow")))
 
 
 def _table(document: dict[str, Any], name: str) -> dict[str, Any]:
@@ -305,6 +314,38 @@ def _about_repeats(document: dict[str, Any]) -> Iterator[Cross]:
                     "one [[publish]] for it",
                 )
             watched.add((model, watch))
+
+
+def _about_serve(serve: dict[str, Any], follows: bool) -> Iterator[Cross]:
+    listen = serve.get("listen")
+    if isinstance(listen, str):
+        try:
+            paths.parse_address(listen)
+        except ValueError as error:
+            yield (
+                ("serve", "listen"),
+                listen,
+                str(error),
+                "HOST:PORT such as 127.0.0.1:8080, or a socket's path",
+            )
+    seen: set[Any] = set()
+    for place, section in _tables(serve, "models"):
+        model = section.get("model")
+        if isinstance(model, str) and model in seen:
+            yield (
+                ("serve", "models", place, "model"),
+                model,
+                "served twice",
+                "one [[serve.models]] for each model",
+            )
+        seen.add(model if isinstance(model, str) else None)
+    if serve and not seen and not follows:
+        yield (
+            ("serve", "models"),
+            None,
+            "missing, and nothing is followed",
+            "a [[serve.models]] for each model",
+        )
 
 
 def _about_listen(listen: str) -> Iterator[Cross]:

@@ -94,12 +94,17 @@ class Follower:
         self._written: FollowerReport | None = None
         self._troubles = 0
         self._write_at = 0.0
+        self._looked = threading.Event()
         self._wake = threading.Event()
         self._stopping = False
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Look every 50 ms from now on, in a thread that ends with `stop`."""
+        """Look every 50 ms from now on, in a thread that ends with `stop`; returns after the first look.
+
+        All loading and gating is done in that thread, the first too: the memory that it leaves to its allocator is
+        then there before the first swap.
+        """
         self._thread = threading.Thread(
             target=self._run, name=f"syncd-follow-{self._folder.model}", daemon=True
         )
@@ -120,6 +125,11 @@ class Follower:
             registration.abandon()
         else:
             registration.close()
+
+    @property
+    def why(self) -> str:
+        """The last thing that went wrong, for people; empty if nothing did."""
+        return self._why
 
     def forked(self) -> None:
         """In a forked child: let go of everything without touching what is the parent's."""
@@ -163,6 +173,9 @@ class Follower:
                 self.look()
             except Exception as error:  # noqa: BLE001 - a predictor that stops following in silence is worse
                 self._note(f"following failed: {type(error).__name__}: {error}")
+                if self._place.version is None:
+                    self.error = error
+            self._looked.set()
             self._wake.wait(LOOK_EVERY_S)
             self._wake.clear()
 

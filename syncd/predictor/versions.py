@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -26,10 +27,18 @@ ALIASES: Final = "syncd.aliases"
 Example = tuple[tuple[tuple[int, ...], torch.dtype], ...]
 
 
+@dataclass(frozen=True)
+class Sample:
+    """Shapes and dtypes of a version's golden sample: what it takes and what it answers."""
+
+    inputs: Example
+    outputs: Example
+
+
 class Serving:
     """A version that may answer: immutable after its making but for the figures of its calls."""
 
-    __slots__ = ("_lock", "_moves_to", "calls", "example", "loaded", "module", "version")
+    __slots__ = ("_lock", "_moves_to", "calls", "example", "loaded", "module", "sample", "version")
 
     def __init__(self, version: int, loaded: LoadedModel, lock: VersionLock, device: torch.device) -> None:
         self.version = version
@@ -37,6 +46,7 @@ class Serving:
         self.module = loaded.module
         self.calls = Calls()
         self.example: Example | None = None
+        self.sample: Sample | None = None
         self._lock = lock  # held until the last call on this version has ended
         self._moves_to = None if device.type == "cpu" else device
 
@@ -130,9 +140,10 @@ class VersionLoader:
                     device=self.device,
                 )
             example = serving.example if serving is not None else None
+            golden = _golden(lock, head)
             pass_gate(
                 loaded,
-                golden=_golden(lock, head),
+                golden=golden,
                 warm_up=None
                 if example is None
                 else [torch.zeros(shape, dtype=dtype) for shape, dtype in example],
@@ -141,6 +152,8 @@ class VersionLoader:
             )
             made = Serving(lock.version, loaded, lock, self.device)
             made.example = example
+            if golden is not None:
+                made.sample = Sample(_kinds(golden.inputs), _kinds(golden.outputs))
             return made
 
     def _skeleton_for(self, head: Mapping[str, Any]) -> Skeleton:
@@ -236,4 +249,8 @@ def _example(args: tuple[Any, ...], keywords: Mapping[str, Any]) -> Example:
     """Shapes and dtypes to warm the next version up with; empty where a call has more than tensors."""
     if keywords or not all(isinstance(each, torch.Tensor) for each in args):
         return ()
-    return tuple((tuple(each.shape), each.dtype) for each in args)
+    return _kinds(args)
+
+
+def _kinds(tensors: Sequence[torch.Tensor]) -> Example:
+    return tuple((tuple(each.shape), each.dtype) for each in tensors)

@@ -106,7 +106,7 @@ def test_the_text_of_the_error_shows_every_finding(tmp_path: Path) -> None:
         (STORE + '[status]\nlisten = "8765"\n', "status.listen", 7, "HOST:PORT"),
         (STORE + f'[status]\nlisten = "/{"x" * 120}"\n', "status.listen", 7, "107"),
         (STORE.replace("file:///srv", "https://me:hunter2@host"), "store.url", 2, "password"),
-        (STORE + '[serve]\nlisten = "127.0.0.1:8080"\n', "serve", 6, "unknown key"),
+        (STORE + '[fleet]\nreports = "6h"\n', "fleet", 6, "unknown key"),
         ("[store]\nurl = \n", "", 2, "not TOML"),
         ('[store]\nurl = "a"\n[trust', "", 3, "not TOML"),
     ],
