@@ -8,7 +8,6 @@ Source: PKWARE APPNOTE 6.3.10, 4.3 and 4.5.3; the writer to understand is PyTorc
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import Final
 
 from syncd.checkpoint.source import Source
@@ -25,16 +24,18 @@ _LOCAL = struct.Struct("<4s5H3L2H")
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 
 
-@dataclass(slots=True)
 class Entry:
     """One record of the archive; `start` is the first byte of its data, `size` the bytes it has in the file."""
 
-    name: str
-    method: int
-    crc32: int
-    size: int
-    header: int
-    start: int
+    __slots__ = ("crc32", "header", "method", "name", "size", "start")
+
+    def __init__(self, name: str, method: int, crc32: int, size: int, header: int) -> None:
+        self.name = name
+        self.method = method
+        self.crc32 = crc32
+        self.size = size
+        self.header = header
+        self.start = -1
 
 
 def read_directory(source: Source) -> dict[str, Entry]:
@@ -114,7 +115,7 @@ def _read_entry(raw: bytes, position: int, limit: int) -> tuple[Entry, int]:
         raise Incomplete(f"record {name[:100]!r} is encrypted, split or of two sizes")
     if header + _LOCAL.size + packed > limit:
         raise Incomplete(f"record {name[:100]!r} lies outside the file")
-    return Entry(name, method, crc32, packed, header, -1), end
+    return Entry(name, method, crc32, packed, header), end
 
 
 def _long_fields(extra: bytes, size: int, packed: int, header: int) -> tuple[int, int, int]:

@@ -19,7 +19,7 @@ from syncd.checkpoint.values import Hostile, Incomplete, Malformed, Unsupported
 from syncd.checkpoint.walk import Tables, fill
 from tests.attacks.checkpoint import builders
 
-ROUNDS = 3000
+ROUNDS = 1500
 
 
 def mutations(raw: bytes, seed: int) -> Iterator[bytes]:
