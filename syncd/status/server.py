@@ -76,6 +76,8 @@ def _bind_path(path: Path) -> socket.socket:
     aside = path.parent / f".{os.getpid()}"
     try:
         make_folder(path.parent, 0o750)
+        if os.path.lexists(path) and not path.is_socket():
+            raise ValueError("it is there and not a socket")
         if _answers(path):
             raise _busy(str(path))
         aside.unlink(missing_ok=True)
@@ -105,8 +107,8 @@ def _answers(path: Path) -> bool:
             probe.connect(str(path))
         except (FileNotFoundError, ConnectionRefusedError):
             return False
-        except OSError as error:
-            return error.errno not in (errno.ENOTSOCK, errno.EPROTOTYPE)
+        except OSError:  # a full queue: somebody is there
+            return True
         return True
 
 
