@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 WALL_SECONDS: Final = 60.0
-MAX_ANSWER_BYTES: Final = 192 << 20
+MAX_ANSWER_BYTES: Final = 64 << 20
 _ROOT: Final = str(Path(__file__).resolve().parents[2])
 _START: Final = (
     "import sys; sys.path.append(sys.argv.pop(1)); from syncd.checkpoint.child import main; main()"

@@ -11,8 +11,8 @@ from syncd.dtypes import ITEM_BYTES, element_count
 
 MAX_DEPTH: Final = 64
 MAX_NAME_BYTES: Final = 1024
-MAX_TENSORS: Final = 1_000_000
-MAX_KEY_BYTES: Final = 64 << 20
+MAX_TENSORS: Final = 500_000
+MAX_KEY_BYTES: Final = 32 << 20
 MAX_EXPANDED: Final = 1 << 31
 MAX_EXPANDED_BYTES: Final = 64 << 20
 MAX_SCALARS: Final = 64
@@ -60,9 +60,14 @@ class Tables:
         self.tensors.append(row)
         return index
 
+    def note_unnamed(self, count: int) -> None:
+        """Say that `count` tensors travel only as bytes, for their names."""
+        if count:
+            self.notes.append(f"{count} tensors have names that are too long or not printable: bytes only")
+
     def charge(self, text: str | int) -> None:
         """Bound what names cost: shared parts of a value may be reached under very many names."""
-        self._key_bytes += len(text) if isinstance(text, str) else 8
+        self._key_bytes += 8 + (len(text) if isinstance(text, str) else 0)
         if self._key_bytes > MAX_KEY_BYTES:
             raise Hostile(f"the names of the tensors take more than {MAX_KEY_BYTES} bytes")
 
@@ -106,8 +111,7 @@ def fill(tables: Tables, value: Any) -> None:
                 else:
                     deeper += 1
         _add_group(tables, path, tensors, module=False)
-    if unnamed:
-        tables.notes.append(f"{unnamed} tensors have names that are too long or not printable: bytes only")
+    tables.note_unnamed(unnamed)
     if deeper:
         tables.notes.append(f"{deeper} parts lie deeper than {MAX_DEPTH} levels: bytes only")
 

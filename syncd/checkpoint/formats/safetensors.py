@@ -39,14 +39,15 @@ def parse(source: Source) -> Tables:
     names, indices = [], []
     for name, dtype, shape, first, length in entries:
         if len(name) > MAX_NAME_BYTES or not name.isprintable():
-            tables.notes.append("a tensor has a name that is too long or not printable: bytes only")
             continue
         storage = Storage(name, 1, length)
         storage.first = start + first
         kind = "strided" if dtype in ITEM_BYTES else "unknown-dtype"
         tensor = Tensor(storage, dtype, 0, shape, _row_major(shape), kind)
+        tables.charge(name)
         names.append(name)
         indices.append(tables.add_tensor((name,), tensor, 1))
+    tables.note_unnamed(len(entries) - len(names))
     if names:
         tables.groups.append([(), names, indices, False, True])
     tables.proof = f"the header's {len(entries)} tensors cover the file exactly (the format has no checksum)"
