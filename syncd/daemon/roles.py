@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,20 +31,34 @@ class Worker(Protocol):
 
 @dataclass
 class Role:
-    """One section at work; two sections that are equal need no restart."""
+    """One section at work; two sections that are equal need no restart.
+
+    The worker is made within the supervised work: a role that cannot be made yet (its key is missing, say) is tried
+    again like one that fails later, and the others go on.
+    """
 
     name: str
     section: PublishSection | FollowSection
-    worker: Worker
     store: Store
-    wake: asyncio.Event
+    make: Callable[[], Worker]
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    worker: Worker | None = None
 
-    def start(self) -> Awaitable[None]:
+    async def start(self) -> None:
         """The supervised work."""
-        return self.worker.run(self.wake)
+        if self.worker is None:
+            self.worker = await asyncio.to_thread(self.make)
+        await self.worker.run(self.wake)
+
+    def snapshot(self) -> dict[str, Any]:
+        """What the worker tells of itself; little while there is none."""
+        if self.worker is None:
+            return {"channel": self.section.channel, "state": None}
+        return self.worker.snapshot()
 
     @property
     def publishes(self) -> bool:
+        """Is it a `[[publish]]`?"""
         return isinstance(self.section, PublishSection)
 
 
@@ -92,16 +107,21 @@ def wanted(config: Config) -> dict[str, PublishSection | FollowSection]:
 
 
 def build(name: str, section: PublishSection | FollowSection, ground: Ground) -> Role:
-    """Make the worker of one section; nothing runs yet, the network is not asked."""
+    """One section's role, with a store of its own; nothing runs yet, the network is not asked."""
     store = ground.open_store()
     make = _publisher if isinstance(section, PublishSection) else _follow
-    return Role(name, section, make(section, store, ground), store, asyncio.Event())
+    return Role(name, section, store, partial(make, section, store, ground))
 
 
 def _publisher(section: Any, store: Store, ground: Ground) -> Worker:
     from syncd.publisher.pipeline import Publisher
+    from syncd.trust.keys import load_key, model_key_path
 
-    worker: Worker = Publisher(
+    if ground.keys is not None:
+        load_key(
+            model_key_path(ground.keys, section.model)
+        )  # say at the start that it is missing or open to others
+    return Publisher(
         section,
         store=store,
         trust_root=ground.trust_root,
@@ -109,7 +129,6 @@ def _publisher(section: Any, store: Store, ground: Ground) -> Worker:
         db=ground.db,
         folder=ground.node.path / "trust",
     )
-    return worker
 
 
 def _follow(section: Any, store: Store, ground: Ground) -> Worker:

@@ -113,7 +113,9 @@ class Daemon:
             "runs",
             extra={"version": syncd.__version__, "node": node, "status": address, "roles": len(self._roles)},
         )
-        self._notifier.ready(self._summary())
+        if not self._roles:
+            log.warning("has nothing to do: the configuration has no [[publish]] and no [[follow]]")
+        self._notifier.ready(await asyncio.to_thread(self._summary))
         while (number := await self._signals.get()) == signal.SIGHUP:
             await self._reload()
         return await self._drain(number)
@@ -147,7 +149,7 @@ class Daemon:
             kept = {name: getattr(self._config, name) for name in AT_RESTART}
             await self._apply(config.model_copy(update=kept))
             log.info("reloaded", extra={"roles": len(self._roles)})
-        self._notifier.ready(self._summary())
+        self._notifier.ready(await asyncio.to_thread(self._summary))
 
     async def _drain(self, number: signal.Signals) -> int:
         """Let publishers finish what is in flight, within `shutdown_within`; a second signal ends it at once."""
@@ -227,6 +229,11 @@ class Daemon:
         if document["published"] and not self._contact.reachable:
             missing.append("the store has not answered the publisher yet")
         missing += [
+            f"{each['model']} is not being published yet"
+            for each in document["published"]
+            if each["state"] in (None, "starting")
+        ]
+        missing += [
             f"{name} failed: {code}"
             for name, code in document["failing"].items()
             if name.startswith("publish ")
@@ -236,6 +243,6 @@ class Daemon:
 
 def _told(role: roles.Role) -> dict[str, Any]:
     """What a role tells of itself, its Unix times as text."""
-    told = role.worker.snapshot()
+    told = role.snapshot()
     times = {name: instant(told[name]) for name in _TIMES if isinstance(told.get(name), int | float)}
     return {**told, **times, "model": role.section.model}

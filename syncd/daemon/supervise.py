@@ -16,6 +16,9 @@ log = logging.getLogger("syncd.daemon")
 FIRST_WAIT_S: Final = 1.0
 LONGEST_WAIT_S: Final = 60.0
 HEALTHY_AFTER_S: Final = 120.0
+"""A task that ran for so long begins with the shortest wait again."""
+HEALED_AFTER: Final = 3
+"""A task that runs for so many first waits no longer counts as failing."""
 
 
 class Supervisor:
@@ -49,6 +52,9 @@ class Supervisor:
         wait_s = self._first_wait_s
         while True:
             began = time.monotonic()
+            healed = asyncio.get_running_loop().call_later(
+                HEALED_AFTER * self._first_wait_s, self.failures.pop, name, None
+            )
             try:
                 await work()
             except Exception as error:  # noqa: BLE001 - the edge of a task: whatever it was, the others go on
@@ -56,6 +62,8 @@ class Supervisor:
             else:
                 self.failures.pop(name, None)
                 return
+            finally:
+                healed.cancel()
             if time.monotonic() - began > HEALTHY_AFTER_S:
                 wait_s = self._first_wait_s
             pause = wait_s * random.uniform(0.75, 1.25)

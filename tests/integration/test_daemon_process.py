@@ -283,3 +283,23 @@ def test_a_foreign_state_file_is_refused_and_left_alone(fleet: Fleet) -> None:
     assert answer.status == 1
     assert "state.db" in answer.err
     assert (fleet.folder / "foreign/state.db").read_bytes() == b"this is no database" * 100
+
+
+def test_a_missing_key_is_told_at_once_and_the_edge_beside_it_goes_on(fleet: Fleet) -> None:
+    save_checkpoint(fleet.folder / "runs/epoch-1.pt", 1)
+    config = one_machine(fleet)
+    done("publish", fleet.folder / "runs/epoch-1.pt", "--model", "m", "-c", config)
+    key = fleet.folder / "keys/models/m.key"
+    key.rename(key.with_suffix(".away"))
+    with running(config) as daemon:
+        daemon.wait_for("key-unusable: there is no such key on this machine")
+        wait_until(lambda: serving(daemon) == 1, "version 1 serves", 60)
+        assert daemon.status()["failing"] == {f"publish m {fleet.folder}/runs": "key-unusable"}
+        code, text = get(fleet.folder / "one.sock", "/readyz")
+        assert code == 503
+        assert "key-unusable" in text
+        key.with_suffix(".away").rename(key)
+        wait_until(
+            lambda: get(fleet.folder / "one.sock", "/readyz")[0] == 200, "ready once the key is there", 60
+        )
+        assert daemon.status()["failing"] == {}
