@@ -100,7 +100,7 @@ class Follower:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Look every 50 ms from now on, in a thread that ends with `stop`; returns after the first look.
+        """Look every 50 ms from now on, in a thread that ends with `stop`.
 
         All loading and gating is done in that thread, the first too: the memory that it leaves to its allocator is
         then there before the first swap.
@@ -109,6 +109,10 @@ class Follower:
             target=self._run, name=f"syncd-follow-{self._folder.model}", daemon=True
         )
         self._thread.start()
+
+    def wait_for_first_look(self) -> None:
+        """Wait until the thread has looked once: what can serve does, `error` says what cannot."""
+        self._looked.wait()
 
     def stop(self, within_s: float = 10.0) -> None:
         """End the thread and leave the folder; a vote against a version stays for the daemon to read."""

@@ -148,8 +148,8 @@ def open_predictor(
 
 def _first_version(follower: Follower, place: Place, model: str, path: Path, wait_s: float) -> None:
     deadline = time.monotonic() + wait_s
-    follower.look()
     follower.start()
+    follower.wait_for_first_look()
     if place.filled.wait(max(0.0, deadline - time.monotonic())):
         return
     if follower.error is not None:
