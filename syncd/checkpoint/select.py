@@ -1,7 +1,7 @@
 """Which part of a checkpoint is the model, and what its tensors are called.
 
 The rules, for checkpoints that are dictionaries (torch) or one table (safetensors):
-1. A configured `key` decides: `"model"`, `"ema/model"`. Tables below it are joined with dots.
+1. A configured `key` decides: `"model"`, `"ema/model"`. Where it holds tables only, they are joined with dots.
 2. Else the candidates are pickled modules and the tables with string keys that hold more than single numbers, without
    optimizer states, schedulers, callbacks and random states (tables of nothing but U8). One candidate is the model.
 3. Of several, the first kind in this order wins: ema · state_dict · model_state_dict · model · module · model_state ·
@@ -88,7 +88,7 @@ def select_model(
         group = _choose(checkpoint, groups)
         path, named = group.key, list(zip(group.names, group.tensors, strict=True))
     named, left_out = _strip(checkpoint, named, strip_prefix)
-    return _finish(checkpoint, path, named, left_out)
+    return _finish(checkpoint, path, named, left_out + _tables_within(groups, path, named))
 
 
 def _can_be_model(checkpoint: Checkpoint, group: Group) -> bool:
@@ -135,6 +135,14 @@ def _at_key(
             path=checkpoint.path,
         )
     return found, named
+
+
+def _tables_within(groups: list[Group], path: KeyPath, named: list[tuple[str, int]]) -> list[tuple[str, str]]:
+    """Tables below the chosen one whose tensors it does not have: nobody shall miss them in silence."""
+    chosen = {tensor for _, tensor in named}
+    below = [group for group in groups if group.key[: len(path)] == path and not chosen & set(group.tensors)]
+    why = "a table within the model's, with {} tensors that are not served"
+    return [(key_text(group.key), why.format(len(group.names))) for group in below[:_MANY]]
 
 
 def _choose(checkpoint: Checkpoint, groups: list[Group]) -> Group:

@@ -113,6 +113,18 @@ def test_a_key_above_several_tables_joins_their_names(tmp_path: Path) -> None:
     assert (selection.key, names(selection)) == (("params",), ["enc.w", "dec.w"])
 
 
+def test_a_table_within_the_models_table_is_not_missed_in_silence(tmp_path: Path) -> None:
+    value = {
+        "model": {"head.weight": torch.ones(2), "encoder": {"w": torch.ones(2, 2)}},
+        "optimizer": OPTIMIZER,
+    }
+    selection = select(tmp_path, value)
+    assert names(selection) == ["head.weight"]
+    assert selection.left_out == (
+        ("model/encoder", "a table within the model's, with 1 tensors that are not served"),
+    )
+
+
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
 def test_prefixes_of_wrappers_go_by_themselves_if_all_names_have_them(prefix: str, tmp_path: Path) -> None:
     value = {prefix + name: tensor for name, tensor in weights().items()}
