@@ -6,28 +6,18 @@ import difflib
 import types
 import typing
 from collections.abc import Iterator
-from typing import Any, Final, TypeVar, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import annotated_types
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from syncd import paths
 from syncd.configfile import Sources
+from syncd.crosscheck import mistakes_across
 from syncd.errors import ConfigInvalid
 from syncd.locate import KeyPath
 
 M = TypeVar("M", bound=BaseModel)
-SCHEMES: Final = ("file", "s3", "gs", "az", "https", "http")
-ONLY_FOR: Final = {
-    "endpoint": ("s3",),
-    "region": ("s3",),
-    "profile": ("s3",),
-    "proxy": ("https", "http"),
-    "ca_file": ("https",),
-    "client_cert": ("https",),
-    "client_key": ("https",),
-}
 
 
 def check(model: type[M], sources: Sources) -> M:
@@ -35,7 +25,7 @@ def check(model: type[M], sources: Sources) -> M:
     document = sources.document
     findings = [
         _finding(sources, path, value, problem, allowed)
-        for path, value, problem, allowed in _across(document)
+        for path, value, problem, allowed in mistakes_across(document)
     ]
     told = {finding["key"] for finding in findings}
     try:
@@ -206,156 +196,3 @@ def _size_text(size: Any) -> str:
         if size >= length and size % length == 0:
             return f"{size // length}{unit}"
     return f"{size}B"
-
-
-Cross = tuple[KeyPath, Any, str, str]
-
-
-def _across(document: dict[str, Any]) -> Iterator[Cross]:
-    """Mistakes that no single key has: groups set by half, keys that do not go together, addresses and stores."""
-    store = _table(document, "store")
-    yield from _about_store(store, bool(document.get("publish")))
-    if document.get("publish") and "keys" not in _table(document, "trust"):
-        yield (
-            ("trust", "keys"),
-            None,
-            "missing, and there is a [[publish]]",
-            "the folder of this machine's online keys",
-        )
-    yield from _about_repeats(document)
-    for place, section in _tables(document, "publish"):
-        golden = section.get("golden")
-        if isinstance(golden, dict) and (("shape" in golden) == ("file" in golden)):
-            yield ("publish", place, "golden"), golden, "half a golden sample", "shape or file, one of them"
-        if golden and "architecture" not in section:
-            yield (
-                ("publish", place, "golden"),
-                golden,
-                "a golden sample without [publish.architecture]",
-                "both",
-            )
-    for place, section in _tables(document, "follow"):
-        if "poll" in section and "cron" in section:
-            yield ("follow", place, "cron"), section["cron"], "beside poll", "poll or cron, one of them"
-    listen = _table(document, "status").get("listen")
-    if isinstance(listen, str):
-        yield from _about_listen(listen)
-    yield from _about_serve(_table(document, "serve"), bool(document.get("follow")))
-
-
-def _table(document: dict[str, Any], name: str) -> dict[str, Any]:
-    value = document.get(name)
-    return value if isinstance(value, dict) else {}
-
-
-def _tables(document: dict[str, Any], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    value = document.get(name)
-    for place, each in enumerate(value if isinstance(value, list) else []):
-        if isinstance(each, dict):
-            yield place, each
-
-
-def _about_store(store: dict[str, Any], publishes: bool) -> Iterator[Cross]:
-    url = store.get("url")
-    pair = [name for name in ("client_cert", "client_key") if name in store]
-    if len(pair) == 1:
-        yield ("store", pair[0]), store[pair[0]], "half a pair", "client_cert and client_key, both or neither"
-    if not isinstance(url, str):
-        return
-    scheme, colon, rest = url.partition("://")
-    if not colon:
-        scheme = "file"
-    if scheme not in SCHEMES:
-        allowed = "a folder, or " + ", ".join(f"{each}://" for each in SCHEMES)
-        close = difflib.get_close_matches(scheme, SCHEMES, n=1, cutoff=0.5)
-        yield (
-            ("store", "url"),
-            url,
-            "unknown kind of store" + (f"; {close[0]}:// is one" if close else ""),
-            allowed,
-        )
-        return
-    if "@" in rest.split("/")[0] and scheme != "file":
-        hidden = f"{scheme}://…@{rest.split('/')[0].rpartition('@')[2]}"
-        yield (
-            ("store", "url"),
-            hidden,
-            "holds a user or password",
-            "secrets come from files or the cloud's own chain",
-        )
-    if publishes and scheme in ("http", "https"):
-        yield ("store", "url"), url, "read-only, and there is a [[publish]]", "file://, s3://, gs:// or az://"
-    for name, schemes in ONLY_FOR.items():
-        if name in store and scheme not in schemes:
-            yield (
-                ("store", name),
-                store[name],
-                f"means nothing for {scheme}://",
-                f"only with {'://, '.join(schemes)}://",
-            )
-
-
-def _about_repeats(document: dict[str, Any]) -> Iterator[Cross]:
-    seen: set[Any] = set()
-    for place, section in _tables(document, "follow"):
-        model = section.get("model")
-        if isinstance(model, str) and model in seen:
-            yield ("follow", place, "model"), model, "followed twice", "one [[follow]] for each model"
-        seen.add(model if isinstance(model, str) else None)
-    watched: set[Any] = set()
-    for place, section in _tables(document, "publish"):
-        model, watch = section.get("model"), section.get("watch")
-        if isinstance(model, str) and isinstance(watch, str):
-            if (model, watch) in watched:
-                yield (
-                    ("publish", place, "watch"),
-                    watch,
-                    f"watched twice for {model}",
-                    "one [[publish]] for it",
-                )
-            watched.add((model, watch))
-
-
-def _about_serve(serve: dict[str, Any], follows: bool) -> Iterator[Cross]:
-    listen = serve.get("listen")
-    if isinstance(listen, str):
-        try:
-            paths.parse_address(listen)
-        except ValueError as error:
-            yield (
-                ("serve", "listen"),
-                listen,
-                str(error),
-                "HOST:PORT such as 127.0.0.1:8080, or a socket's path",
-            )
-    seen: set[Any] = set()
-    for place, section in _tables(serve, "models"):
-        model = section.get("model")
-        if isinstance(model, str) and model in seen:
-            yield (
-                ("serve", "models", place, "model"),
-                model,
-                "served twice",
-                "one [[serve.models]] for each model",
-            )
-        seen.add(model if isinstance(model, str) else None)
-    if serve and not seen and not follows:
-        yield (
-            ("serve", "models"),
-            None,
-            "missing, and nothing is followed",
-            "a [[serve.models]] for each model",
-        )
-
-
-def _about_listen(listen: str) -> Iterator[Cross]:
-    allowed = "a socket's path, or HOST:PORT with a loopback host such as 127.0.0.1:8765"
-    try:
-        address = paths.parse_address(listen)
-    except ValueError as error:
-        yield ("status", "listen"), listen, str(error), allowed
-        return
-    if isinstance(address, tuple) and not paths.is_loopback(address[0]):
-        yield ("status", "listen"), listen, f"{address[0]} is not this machine alone", allowed
-    elif not isinstance(address, tuple) and len(str(address).encode()) > 107:
-        yield ("status", "listen"), listen, "longer than the 107 bytes that a socket's path may have", allowed

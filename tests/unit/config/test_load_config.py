@@ -99,6 +99,8 @@ def test_the_text_of_the_error_shows_every_finding(tmp_path: Path) -> None:
             9,
             "beside poll",
         ),
+        (STORE + '[[follow]]\nmodel="m"\ncron="0 2 * *"\n', "follow[0].cron", 8, "4 fields"),
+        (STORE + '[[follow]]\nmodel="m"\ncron="0 24 * * sun"\n', "follow[0].cron", 8, "no hour"),
         (STORE + '[[follow]]\nmodel="m"\n[[follow]]\nmodel="m"\n', "follow[1].model", 9, "twice"),
         (STORE + '[[follow]]\nmodel="m"\npoll = 5.0\n', "follow[0].poll", 8, "with a unit"),
         (STORE + '[[follow]]\nmodel="Big"\n', "follow[0].model", 7, "form"),
@@ -220,3 +222,33 @@ def test_the_publishers_unit_has_folders_of_its_own() -> None:
     assert paths.node_folder(None, daemon=True, environ={"STATE_DIRECTORY": "/s"}) == Path("/s")
     assert paths.node_folder(None, environ={"STATE_DIRECTORY": "/s", "SYNCD_NODE_FOLDER": "/n"}) == Path("/n")
     assert paths.node_folder(Path("/c"), environ={"SYNCD_NODE_FOLDER": "/n"}) == Path("/c")
+
+
+CRON_LINES = {
+    "0 2 * * sun": None,
+    "*/5 * * * *": None,
+    "0,30 8-18/2 1-15 jan-mar mon-fri": None,
+    "0 0 * * 7": None,
+    "0 0 * * 0": None,
+    "60 * * * *": "'60' is no minute",
+    "0 0 0 * *": "'0' is no day",
+    "0 0 * 13 *": "'13' is no month",
+    "0 0 * * 8": "'8' is no weekday",
+    "0 0 * * fri-mon": "'fri-mon' is no weekday",
+    "*/0 * * * *": "'*/0' is no minute",
+    "0 0 * *": "4 fields, not 5",
+    "@daily": "1 fields, not 5",
+}
+
+
+@pytest.mark.parametrize("line", CRON_LINES)
+def test_a_cron_line_is_judged_when_the_file_is_read_as_the_edge_judges_it(line: str) -> None:
+    from syncd.crosscheck import mistake_in_cron
+    from syncd.edge.poll import cron_trigger
+
+    assert mistake_in_cron(line) == CRON_LINES[line]
+    if CRON_LINES[line] is None:
+        cron_trigger(line)
+    else:
+        with pytest.raises(ConfigInvalid):
+            cron_trigger(line)
