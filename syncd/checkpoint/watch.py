@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _GATHER_S: Final = 0.05  # events come in bursts: one look for all of them
+_LEAST_BETWEEN_S: Final = 0.5  # a log that is written all the time in the same folder shall not keep us busy
 _LEAST_WAIT_S: Final = 0.02
 _JOIN_S: Final = 5.0
 _READERS: Final = frozenset({"opened", "closed_no_write"})  # our own reading causes these
@@ -54,6 +55,7 @@ class Watcher:
         self._observer: Any = None
         self._armed: tuple[int, int] | None = None
         self._due = 0.0
+        self._looked_at = -_LEAST_BETWEEN_S  # monotonic seconds
 
     async def __aenter__(self) -> Watcher:
         return self
@@ -75,14 +77,17 @@ class Watcher:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stirred.wait(), wait_s)
             if self._observer is not None:
-                await asyncio.sleep(min(_GATHER_S, wait_s))
+                pause_s = max(_GATHER_S, self._looked_at + _LEAST_BETWEEN_S - time.monotonic())
+                await asyncio.sleep(min(pause_s, wait_s))
         await asyncio.to_thread(self._arm, asyncio.get_running_loop())
         self._stirred.clear()
+        self._looked_at = time.monotonic()
         found = await asyncio.to_thread(find_candidates, self.folder, self._include, self._exclude)
         return self._settle(found)
 
     def stir(self) -> None:
         """Somebody asks for a look: the one that waits comes at once."""
+        self._looked_at = -_LEAST_BETWEEN_S
         self._stirred.set()
 
     async def aclose(self) -> None:

@@ -221,6 +221,27 @@ async def test_no_thread_is_left_and_a_quiet_folder_is_not_looked_at(tmp_path: P
     await watcher.aclose()
 
 
+async def test_a_log_that_is_written_all_the_time_causes_few_looks(tmp_path: Path) -> None:
+    stop = threading.Event()
+
+    def write() -> None:
+        with (tmp_path / "train.log").open("a", buffering=1) as file:
+            while not stop.wait(0.005):
+                file.write("loss\n")
+
+    writer = threading.Thread(target=write)
+    async with Watcher(tmp_path, PATTERNS, rescan_s=600, settle_s=0) as watcher:
+        await watcher.next_look()
+        writer.start()
+        looks, start = 0, time.monotonic()
+        while time.monotonic() - start < 2:
+            await watcher.next_look(1.0)
+            looks += 1
+        stop.set()
+        writer.join()
+    assert 1 <= looks <= 6
+
+
 async def test_reading_a_checkpoint_is_no_reason_to_look(tmp_path: Path) -> None:
     (tmp_path / "a.pt").write_text("x")
     async with Watcher(tmp_path, PATTERNS, rescan_s=600, settle_s=0) as watcher:
