@@ -96,6 +96,7 @@ class Download:
         self._slots = asyncio.Semaphore(MAX_RANGES)
         self._budget = Budget(MAX_IN_FLIGHT_BYTES)
         self._pool = ThreadPoolExecutor(DECODERS, "decode")
+        self._resumed = False
         self._own = threading.local()
         self._unflushed: list[int] = []
         self._unflushed_bytes = 0
@@ -135,13 +136,14 @@ class Download:
         """Make the files at full size, all their blocks reserved, and open the journal."""
         with telling_full(self._folder):
             self.staged.mkdir(parents=True, exist_ok=True)
-            missing, whole = 0, True
+            missing, whole, self._resumed = 0, True, False
             for each in self._face.files:
                 path = self.staged / each.name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 found = path.stat().st_size if path.exists() else 0
                 missing += max(0, each.size - found)
                 whole = whole and found == each.size
+                self._resumed = self._resumed or found > 0
             journal = self._folder / "journal"
             if not whole:  # what it says was true of files that are no longer here
                 journal.unlink(missing_ok=True)
@@ -185,7 +187,7 @@ class Download:
             wanted, length = table.rows[number].digest, self._documents.layout.segments[number].length
             if number in journal.done:
                 self._count("kept", length)
-            elif self._read_back(number, wanted, length) is not None:
+            elif self._resumed and self._read_back(number, wanted, length) is not None:
                 self._count("kept", length)
                 self._written([number], length)
             elif (found := self._from_sources(wanted, length)) is not None:
