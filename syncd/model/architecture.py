@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from syncd.errors import ArchitectureRefused
+from syncd.model.yielding import copy_in_steps
 
 DEFAULT_ALLOWED: Final = ("torchvision.models:*",)
 MAX_ARGS_BYTES: Final = 16 * 1024
@@ -114,8 +115,7 @@ class Skeleton:
         """A module of this architecture with no weights yet: load all of its tensors before use."""
         if self._light is None:
             return self._build()
-        copied: nn.Module = copy.deepcopy(self._light, dict(self._uncopied))
-        return copied
+        return copy_in_steps(self._light, self._uncopied)
 
     def _copies(self, module: nn.Module) -> bool:
         try:

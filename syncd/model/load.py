@@ -15,6 +15,7 @@ from syncd.errors import ArchitectureRefused
 from syncd.model.architecture import Skeleton
 from syncd.model.finite import all_finite
 from syncd.model.weights import WeightsFile
+from syncd.model.yielding import in_steps
 
 MAX_DIGESTS_BYTES: Final = 64 * 2**20
 
@@ -108,18 +109,16 @@ def _assembled(
     skeleton: Skeleton, tensors: Mapping[str, torch.Tensor], aliases: Mapping[str, str]
 ) -> nn.Module:
     module = skeleton.instance()
-    state: Any = _state_dict(skeleton, tensors, aliases)
-    if skeleton.metadata is not None:
-        state._metadata = skeleton.metadata
-    try:
-        result = module.load_state_dict(state, strict=False, assign=True)
-    except (RuntimeError, ValueError) as error:
+    state = _state_dict(skeleton, tensors, aliases)
+    missing, unexpected, errors = assign(module, state, skeleton.metadata)
+    if errors:
         raise ArchitectureRefused(
-            f"the tensors do not fit {skeleton.name}: {_one_line(str(error))}", architecture=skeleton.name
-        ) from error
+            f"the tensors do not fit {skeleton.name}: {_one_line('; '.join(errors))}",
+            architecture=skeleton.name,
+        )
     misfits = [
         f"{kind} {_listed(names)}"
-        for kind, names in (("missing", result.missing_keys), ("unexpected", result.unexpected_keys))
+        for kind, names in (("missing", missing), ("unexpected", unexpected))
         if names
     ]
     if misfits:
@@ -132,15 +131,66 @@ def _assembled(
     return module
 
 
+def assign(
+    module: nn.Module, state: Mapping[str, torch.Tensor], metadata: Mapping[str, Any] | None
+) -> tuple[list[str], list[str], list[str]]:
+    """`module.load_state_dict(state, assign=True)`: the names that are missing, those that are unexpected, misfits.
+
+    torch's own walk copies the dict at each level and never gives the GIL away. Where no module has ideas of its own
+    about loading, each one's part is loaded alone, by torch's method for it; else torch's walk does it all.
+    """
+    if not all(_loads_plainly(each) for each in module.modules()):
+        return _assign_in_one_go(module, state, metadata)
+    missing: list[str] = []
+    errors: list[str] = []
+    used: set[str] = set()
+    for path, each in in_steps(module.named_modules(remove_duplicate=False)):
+        prefix = f"{path}." if path else ""
+        persistent = (name for name in each._buffers if name not in each._non_persistent_buffers_set)
+        part = {
+            key: state[key] for name in (*each._parameters, *persistent) if (key := prefix + name) in state
+        }
+        used |= part.keys()
+        facts = {**(metadata or {}).get(path, {}), "assign_to_params_buffers": True}
+        each._load_from_state_dict(part, prefix, facts, True, missing, [], errors)
+    return missing, sorted(state.keys() - used), errors
+
+
+def _loads_plainly(module: nn.Module) -> bool:
+    """Whether loading `module` needs its own tensors alone: no hooks, no method that is not torch's own."""
+    if module._load_state_dict_pre_hooks or module._load_state_dict_post_hooks:
+        return False
+    kind = type(module)
+    if (
+        kind.get_extra_state is not nn.Module.get_extra_state
+        or kind.load_state_dict is not nn.Module.load_state_dict
+    ):
+        return False
+    return kind._load_from_state_dict.__module__.startswith("torch.nn.modules.")
+
+
+def _assign_in_one_go(
+    module: nn.Module, state: Mapping[str, torch.Tensor], metadata: Mapping[str, Any] | None
+) -> tuple[list[str], list[str], list[str]]:
+    whole: Any = _State(state)
+    if metadata is not None:
+        whole._metadata = metadata
+    try:
+        result = module.load_state_dict(whole, strict=False, assign=True)
+    except (RuntimeError, ValueError) as error:
+        return [], [], [str(error)]
+    return list(result.missing_keys), list(result.unexpected_keys), []
+
+
 class _State(dict[str, torch.Tensor]):
     """A state dict that can carry `_metadata`, as torch's own does."""
 
 
 def _state_dict(
     skeleton: Skeleton, tensors: Mapping[str, torch.Tensor], aliases: Mapping[str, str]
-) -> _State:
+) -> dict[str, torch.Tensor]:
     """Tensors under every name, tied ones as one and the same parameter: assigning would untie them otherwise."""
-    state = _State()
+    state: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         # A parameter of its own over memory that may be shared.
         state[name] = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -13,11 +14,14 @@ from syncd.errors import GateRefused, SyncdError
 from syncd.model.gate import DEFAULT_WITHIN_S
 from syncd.node.followers import MAX_REASON, FollowerReport, Registration, Verdict, Vote, register
 from syncd.node.links import LinkName, Look, ModelFolder, VersionLock
-from syncd.predictor.versions import FORKED, Serving, Unusable, VersionLoader
+from syncd.predictor.versions import FORKED, Serving, Unusable, VersionLoader, retire
 
 LOOK_EVERY_S: Final = 0.05
 REPORT_EVERY_S: Final = 1.0
 RETRY_AFTER_S: Final = 5.0
+
+# References to a version that nobody else holds, as sys.getrefcount counts: the list's and its own argument.
+_OURS: Final = 2
 
 log = logging.getLogger("syncd.predictor")
 
@@ -86,6 +90,7 @@ class Follower:
         self._registration: Registration | None = None
         self._may_register = True
         self._warm: Serving | None = None
+        self._retiring: list[Serving] = []
         self._vote: Vote | None = None
         self._why = ""
         self._complaint: tuple[int, str] | None = None
@@ -170,6 +175,7 @@ class Follower:
             if offered.identity != self._seen.get("next"):
                 self._consider(offered)
         self._report()
+        self._retire()
 
     def _run(self) -> None:
         while not self._stopping:
@@ -215,7 +221,7 @@ class Follower:
             self._seen["current"] = current.identity
             self._refuse_current(current, error)
             return
-        if candidate is not None and self._place.swap(candidate):
+        if candidate is not None and self._swap(candidate):
             self._seen["current"] = current.identity
             self._warm = None
             self.error = None
@@ -256,8 +262,21 @@ class Follower:
         except _TROUBLE as error:
             self._note(f"previous cannot serve either: {_reason(error)}")
             return
-        if candidate is not None and self._place.swap(candidate):
+        if candidate is not None and self._swap(candidate):
             self._note(f"serves {candidate.version} in place of {instead_of}")
+
+    def _swap(self, candidate: Serving) -> bool:
+        before = self._place.version
+        swapped = self._place.swap(candidate)
+        if swapped and before is not None:
+            self._retiring.append(before)
+        return swapped
+
+    def _retire(self) -> None:
+        """Free versions that only we hold: the last of their calls has ended, and it shall not pay for it."""
+        for position in reversed(range(len(self._retiring))):
+            if sys.getrefcount(self._retiring[position]) <= _OURS:
+                retire(self._retiring.pop(position))
 
     def _consider(self, offered: Look) -> None:
         """Gate what `next` points at and vote; the candidate stays warm until `current` moves or `next` goes."""

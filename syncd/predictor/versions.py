@@ -18,6 +18,7 @@ from syncd.model.gate import DEFAULT_WITHIN_S, pass_gate
 from syncd.model.golden import Golden, read_golden
 from syncd.model.load import LoadedModel, load, read_digests
 from syncd.model.weights import WeightsFile
+from syncd.model.yielding import empty_in_steps
 from syncd.node.links import HEAD_FILE, MODEL_FILE, VersionLock
 from syncd.predictor.calls import Calls
 
@@ -66,6 +67,11 @@ class Serving:
         if self.example is None:
             self.example = _example(args, keywords)
         return output
+
+
+def retire(serving: Serving) -> None:
+    """Free a version that no call and no caller holds any more, in small steps."""
+    empty_in_steps(serving.module)
 
 
 class Unusable:
