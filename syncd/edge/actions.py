@@ -183,6 +183,9 @@ class Actions:
         activate.activate(self.folder, target.version)
         self.standing.probation_until = time.time() + self.section.probation
         self.say("swap", intention.reason, target)
+        if intention.event is Event.UNSERVABLE:  # no probation follows
+            self.standing.target = None
+            self.tidy()
 
     def quarantine(self, intention: Intention) -> None:
         """Give the version up on this node; what serves goes on serving."""

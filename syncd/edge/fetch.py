@@ -163,7 +163,8 @@ class Download:
     async def _bring(self, journal: Journal) -> None:
         missing = await self._threaded(self._look_at_disk, journal)
         await self._flush(journal)
-        total = (planned := self._plan(missing)).wire_bytes
+        planned = await self._threaded(self._plan, missing)
+        total = planned.wire_bytes
         part = max(MIN_PART_BYTES, min(MAX_PART_BYTES, total // (4 * MAX_RANGES)))
         async with asyncio.TaskGroup() as group:
             for fetch in planned.fetch:

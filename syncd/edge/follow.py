@@ -23,6 +23,7 @@ from syncd.edge.standing import Intention, Target, load_standing
 from syncd.edge.transitions import TRANSITIONS, Event, State
 from syncd.edge.votes import ask_voters, watch_probation
 from syncd.errors import SyncdError
+from syncd.node.followers import read_dead
 from syncd.node.links import NodeFolder
 from syncd.state.db import Database
 from syncd.store.base import Store
@@ -95,7 +96,14 @@ class Follow(Actions):
         """Take up the machine where the last process left it."""
         self.folder.make()
         self.folder.sweep()
-        self.standing = load_standing(self.db, self.section.model)
+        self.dead_before = frozenset(each.id for each in read_dead(self.folder))
+        try:
+            self.standing = load_standing(self.db, self.section.model)
+        except (ValueError, KeyError, TypeError) as error:
+            self.say(
+                "lost",
+                f"the state file holds a state that this syncd does not know ({error}); it begins anew",
+            )
         self.facts = self._trust.accepted(self.section.channel)
         standing = self.standing
         standing.state = transitions.AFTER_RESTART[standing.state]
@@ -201,7 +209,8 @@ class Follow(Actions):
         """
         row = TRANSITIONS.get((self.standing.state, intention.event))
         if row is None:
-            self.say("bug", f"{intention.event} in {self.standing.state} has no row; the state is kept")
+            self.standing.intention = None
+            await self._in_thread(self._say_bug, intention)
             await asyncio.sleep(1.0)
             return
         failures = 0
@@ -221,6 +230,9 @@ class Follow(Actions):
                     continue
                 failures += 1
                 await asyncio.sleep(back_off_s(failures, base_s=self._retry_s))
+
+    def _say_bug(self, intention: Intention) -> None:
+        self.say("bug", f"{intention.event} in {self.standing.state} has no row; the state is kept")
 
     def _act(self, intention: Intention, goes_to: State, action: transitions.Action) -> None:
         model, standing = self.section.model, self.standing
@@ -267,7 +279,7 @@ class Follow(Actions):
         download = Download(
             self._store,
             documents,
-            node_face(documents),
+            await self._in_thread(node_face, documents),
             self.folder.incoming / str(target.version),
             sources=sources,
             progress=self.show_progress,

@@ -106,7 +106,7 @@ async def _bring(
     incoming = own.incoming / str(documents.head.version)
     await asyncio.to_thread(_clear_others, own.incoming, incoming.name)
     sources = await asyncio.to_thread(view.sources, own)
-    face = node_face(documents)
+    face = await asyncio.to_thread(node_face, documents)
     download = Download(store, documents, face, incoming, sources=sources, progress=progress)
     fetched = await download.run()
     await asyncio.to_thread(view.place, documents, download.staged)

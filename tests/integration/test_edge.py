@@ -1,5 +1,6 @@
 """The edge against real stores and folders: what is wanted arrives, what is not right never serves."""
 
+import asyncio
 import dataclasses
 import hashlib
 import json
@@ -10,7 +11,6 @@ import stat
 import numpy as np
 import pytest
 
-from syncd.artifact.segment import digest
 from syncd.edge.transitions import State
 from syncd.edge.verify import verify_node
 from syncd.node.followers import FollowerReport, Vote
@@ -386,8 +386,55 @@ async def test_a_changed_byte_on_the_node_is_found_by_verify_and_never_reused(pu
         assert (await verify_node(NodeFolder(node), "m", 2)).ok
 
 
-def test_the_head_digest_is_that_of_its_bytes():
-    assert digest(b"") == "sha256:" + hashlib.sha256(b"").hexdigest()
+async def test_equal_empty_and_scalar_tensors_arrive_and_equal_ones_are_fetched_once(published, node):
+    weight = np.random.default_rng(5).standard_normal((1024, 512), dtype=np.float32)
+    odd = {
+        "first": weight,
+        "second": weight.copy(),
+        "empty": np.empty((0, 7), np.float32),
+        "scalar": np.array(3.5, np.float64),
+        "zeros": np.zeros((1 << 19,), np.float32),
+    }
+    await published.publish(Content(odd))
+    async with edge(published, node) as it:
+        await it.serves(1)
+        assert_serves(it.folder, odd)
+        assert it.follow.wire_bytes < 1.2 * weight.nbytes
+        again = {**odd, "third": weight.copy(), "first": weight + 1}
+        await published.publish(Content(again))
+        it.follow.poll_now()
+        await it.serves(2)
+        assert_serves(it.folder, again)
+    assert (await verify_node(NodeFolder(node))).ok
+
+
+async def test_a_state_that_this_syncd_does_not_know_is_said_and_does_not_stop_it(published, node):
+    await published.publish(Content(tensors(1)))
+    async with edge(published, node) as it:
+        await it.serves(1)
+        installed.save_machine(it.db, "m", "TELEPORTING", {})
+    await published.publish(Content(tensors(2)))
+    async with edge(published, node) as it:
+        await it.serves(2)
+        assert any(
+            each.kind == "lost" and "TELEPORTING" in each.data["reason"] for each in events.since(it.db, 0)
+        )
+
+
+async def test_followers_that_died_with_the_machine_are_not_blamed_on_the_version(published, node):
+    await published.publish(Content(tensors(1)))
+    async with edge(published, node) as it:
+        await it.serves(1)
+        with silent_follower(node, "m") as child:
+            await published.publish(Content(tensors(2)))
+            it.follow.poll_now()
+            await it.until(lambda: it.state is State.GATING)
+            it.task.cancel()
+            await asyncio.wait([it.task])
+            child.kill()
+            await asyncio.to_thread(child.wait)
+    async with edge(published, node) as it:
+        await it.serves(2)
 
 
 @pytest.mark.root
