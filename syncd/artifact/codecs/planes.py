@@ -42,6 +42,12 @@ _PLANE: Final = struct.Struct("<BI")
 BLOCK: Final = 32 * 1024
 """Elements handled at a time, so that all passes over them stay in the processor's cache."""
 
+# Planes hold few matches: a search so shallow that little more than Huffman coding is left takes a third of level 1's
+# time, and on weights 1 % less room (measured: fp32 weights 0.831 of raw, level 1 0.840; Adam's states 1 to 3 % more).
+_HUFFMAN: Final = zstandard.ZstdCompressionParameters(
+    window_log=17, hash_log=6, chain_log=6, search_log=1, min_match=7, strategy=zstandard.STRATEGY_FAST
+)
+
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
@@ -56,7 +62,7 @@ def encode(data: memoryview, dtype: str) -> bytes | None:
     planes_PN = split(np.frombuffer(data, f"<u{width}"), rotated)
     head = [bytes([width, ROTATED if rotated else 0])]
     bodies: list[bytes | memoryview] = []
-    compressor = zstandard.ZstdCompressor(level=zstd.LEVEL)
+    compressor = zstandard.ZstdCompressor(compression_params=_HUFFMAN)
     shrunk = False
     for plane_N in planes_PN:
         body: bytes | memoryview = plane_N.data
