@@ -174,7 +174,11 @@ class Version:
 
     async def _release(self, repository: ModelRepository, version: int) -> None:
         facts = repository.channels.get(self._labels.channel)
-        if not self._dry_run and (facts is None or facts.version < version):
+        if self._dry_run or (facts is not None and facts.version >= version):
+            return
+        if repository.entry(version).yanked:
+            self.notes.append(f"version {version} has this content and was yanked: it is not released")
+        else:
             await repository.promote(version, self._labels.channel, step=reached)
 
     async def _head_bytes(self, repository: ModelRepository) -> bytes:

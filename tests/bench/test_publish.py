@@ -22,15 +22,19 @@ LIMIT_BYTES = 200 * 2**20
 
 
 def trained_like(path: Path, gigabytes: float, *, seed: int = 0) -> Path:
-    """fp32 tensors as training leaves them: normally distributed, each with a scale of its own."""
+    """fp32 tensors as training leaves them: normally distributed, a scale each, moved by many small updates.
+
+    The updates fill the mantissas to their last bits, as an optimizer does; products of drawn numbers would not.
+    """
     rng = np.random.default_rng(seed)
     count = max(1, round(gigabytes * 2**30 / (4 * 2**22)))
     one = rng.standard_normal(2**22, dtype=np.float32)
     tensors = {}
     for number in range(count):
-        shift = int(rng.integers(1, 2**22))
+        first, second = (int(shift) for shift in rng.integers(1, 2**22, 2))
         scale = np.float32(0.01 * (1 + number % 7) * (1 + 1e-3 * number))
-        tensors[f"layers.{number}.weight"] = (np.roll(one, shift) * scale).reshape(2048, 2048)
+        weights = np.roll(one, first) * scale + np.roll(one, second) * (scale * np.float32(1e-3))
+        tensors[f"layers.{number}.weight"] = weights.reshape(2048, 2048)
     save_file(tensors, path)
     return path
 
