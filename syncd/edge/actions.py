@@ -21,6 +21,7 @@ from syncd.edge.poll import back_off_s
 from syncd.edge.retention import clear_incoming, retire_versions
 from syncd.edge.standing import Intention, Standing, Target
 from syncd.edge.transitions import MAX_REPLANS, WITHIN, Action, Event, State, crash_point
+from syncd.edge.verify import check_installed
 from syncd.errors import DocumentInvalid, Failed, NeedsNewerSyncd, SyncdError
 from syncd.node.followers import read_dead, read_followers
 from syncd.node.links import HEAD_FILE, MODEL_FILE, ModelFolder
@@ -100,6 +101,27 @@ class Actions:
     def has_model(self, version: int) -> bool:
         """Whether an installed version has a model view."""
         return (self.folder.version_folder(version) / MODEL_FILE).exists()
+
+    def is_whole_on_disk(self, target: Target) -> bool:
+        """Whether the version is installed with every byte as signed; reads all of it.
+
+        One that rotted on this disk is taken away, to be fetched again; Failed where a process still uses it.
+        """
+        if install.installed_head(self.folder, target.version) != target.head_digest:
+            return False
+        documents = cached_documents(self.cache, target.head_digest)
+        bad = check_installed(self.folder.version_folder(target.version), documents).bad if documents else []
+        if not bad:
+            return True
+        self.say("rotten", f"{bad[0]['what']}: {bad[0]['reason']}; it is fetched again", target)
+        for name in ("next", "previous"):
+            if self.folder.read_link(name) == target.version:
+                self.folder.set_link(name, None)
+        if not self.folder.remove_version(target.version):
+            raise Failed(
+                f"version {target.version} is damaged on this disk and in use", do="stop what uses it"
+            )
+        return False
 
     def sources(self) -> list[Source]:
         """Installed model files whose documents are here, newest first: segments that need not be fetched."""
@@ -270,7 +292,11 @@ class Actions:
     def say(self, kind: str, reason: str, target: Target | None = None) -> None:
         """Record an event, for people and for the status endpoint."""
         data = {"reason": reason} | ({"version": target.version} if target else {})
-        level = logging.WARNING if kind in ("bug", "lost", "refused", "rollback", "waiting") else logging.INFO
+        level = (
+            logging.WARNING
+            if kind in ("bug", "lost", "refused", "rollback", "rotten", "waiting")
+            else logging.INFO
+        )
         _log.log(level, "%s: %s %s %s", self.section.model, kind, target.version if target else "", reason)
         events.record(self.db, kind, self.section.model, **data)
         self.db.count("syncd_edge_events_total", model=self.section.model, kind=kind)

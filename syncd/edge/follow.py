@@ -264,7 +264,7 @@ class Follow(Actions):
         target = self.standing.target
         assert target is not None
         try:
-            if await self._in_thread(installed_head, self.folder, target.version) == target.head_digest:
+            if await self._in_thread(self.is_whole_on_disk, target):
                 return Event.VERIFIED, "it is on this disk already"
             return await self._download(target)
         except (SyncdError, OSError) as error:

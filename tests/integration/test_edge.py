@@ -62,6 +62,21 @@ async def test_the_first_version_is_installed_whole_and_serves(published, node):
         assert digests["tensors"] == expected
         assert list(it.folder.incoming.iterdir()) == []
         assert it.folder.read_link("next") is None
+        shown = it.follow.snapshot()
+        assert set(shown) >= {
+            *(
+                "model",
+                "channel",
+                "state",
+                "serving",
+                "available",
+                "previous",
+                "probation_until",
+                "quarantined",
+            ),
+            *("last_poll", "last_change", "wire_bytes", "followers", "trust"),
+        }
+        assert set(shown["trust"]) == {"root", "targets", "snapshot", "timestamp", "channel-latest"}
     result = await verify_node(NodeFolder(node))
     assert result.ok
     assert result.checked_bytes > sum(each.nbytes for each in content.tensors.values())
@@ -326,6 +341,25 @@ async def test_a_channel_that_is_promoted_down_is_followed_without_fetching_anyt
         it.follow.poll_now()
         await it.serves(1)
         assert it.follow.wire_bytes - before < 10_000
+
+
+async def test_a_version_that_rotted_on_disk_is_fetched_again_before_it_serves_again(published, node):
+    await published.publish(Content(tensors(1)))
+    async with edge(published, node) as it:
+        await it.serves(1)
+        await published.publish(Content(tensors(2)))
+        it.follow.poll_now()
+        await it.serves(2)
+        path = it.folder.version_folder(1) / "model.safetensors"
+        path.chmod(0o644)
+        with path.open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            file.write(b"\xff")
+        await published.promote(1)
+        it.follow.poll_now()
+        await it.serves(1)
+        assert_serves(it.folder, tensors(1))
+        assert "rotten" in [each.kind for each in events.since(it.db, 0)]
 
 
 async def test_a_node_that_serves_a_yanked_version_goes_back(published, node):
