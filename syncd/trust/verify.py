@@ -21,6 +21,7 @@ from syncd.errors import (
     NotAuthentic,
     ObjectMissing,
     ObjectTooLarge,
+    RolledBack,
     SegmentCorrupt,
     StoreDenied,
     StoreError,
@@ -175,15 +176,25 @@ class ModelTrust:
     async def state(self) -> SignedState:
         """Everything signed for the model, freshly verified, for a publisher. Raises as `refresh`."""
         async with self._lock:
-            receipts = await self._receipts()
-            blob, root = await self._look(receipts, etag=None, probe=True)
-            if blob is None:
-                raise StoreError(
-                    "the store answered a plain get as if it were conditional", model=self._model
-                )
-            outcome = await self._update(receipts, blob.data, root, None)
-            self._accept(outcome.receipts)
-            return _state(blob.etag, outcome)
+            outdated: bytes | None = None
+            while True:
+                receipts = await self._receipts()
+                blob, root = await self._look(receipts, etag=None, probe=True)
+                if blob is None:
+                    raise StoreError(
+                        "the store answered a plain get as if it were conditional", model=self._model
+                    )
+                try:
+                    outcome = await self._update(receipts, blob.data, root, None)
+                except RolledBack:
+                    # Another process of this machine may have accepted later metadata after ours was fetched: then
+                    # the store has that too. One that still offers the same was set back.
+                    if blob.data == outdated:
+                        raise
+                    outdated, self._known = blob.data, None
+                    continue
+                self._accept(outcome.receipts)
+                return _state(blob.etag, outcome)
 
     async def adopt(self, written: Written) -> SignedState:
         """Take what this process has committed as accepted, verified like any other, with no request."""
