@@ -445,3 +445,37 @@ def test_the_commands_of_the_readme_style_forms_put_options_anywhere(fleet: Flee
     config = fleet.config("anywhere")
     assert syncd("-c", config, "--json", "check").json["ok"] is True
     assert syncd("check", "--json", "-c", config).json["ok"] is True
+
+
+def test_commands_that_publish_at_once_on_one_machine_all_succeed(tmp_path: Path, founded: Fleet) -> None:
+    """They share the node folder: what one accepts must not look like a store set back to another."""
+    fleet = copy_of(founded, tmp_path)
+    config = fleet.config("shared")
+    for seed in range(1, 4):
+        save_checkpoint(tmp_path / f"runs/epoch-{seed}.pt", seed)
+    processes = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "syncd",
+                "publish",
+                str(path),
+                "--model",
+                "m",
+                "-c",
+                str(config),
+                "--json",
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        )
+        for path in sorted((tmp_path / "runs").iterdir())
+    ]
+    results = []
+    for process in processes:
+        out, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, out
+        results.append(json.loads(out)["version"])
+    assert len(set(results)) == 3

@@ -88,6 +88,10 @@ class Machine:
             raise AssertionError(f"{words} ended with {done.returncode}\n{done.stdout}{done.stderr}\n{logs}")
         return done.stdout
 
+    def state(self) -> str:
+        """`running`, `degraded` (up, some unit failed), `starting`, or nothing while nobody answers."""
+        return self.run("systemctl", "is-system-running", check=False).strip()
+
     def property(self, unit: str, name: str) -> str:
         """One property of a unit."""
         return self.run("systemctl", "show", unit, "-p", name, "--value").strip()
@@ -130,9 +134,7 @@ def booted(root: Path, binds: list[str]) -> Iterator[Machine]:
     try:
         machine = Machine(root, _leader(process, log))
         machine.run("ldconfig")
-        wait_until(
-            lambda: "running" in machine.run("systemctl", "is-system-running", check=False), "it is up", 60
-        )
+        machine.eventually(lambda: machine.state() in ("running", "degraded"), "the machine is up", 120)
         yield machine
     finally:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
