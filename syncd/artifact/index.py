@@ -12,11 +12,15 @@ from syncd.artifact.head import DocumentRef, Head, label_fields, read_labels, re
 
 MAX_INDEX_BYTES: Final = 64 * 1024 * 1024
 MAX_VERSIONS: Final = 2**16
+MAX_REASON: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class IndexEntry:
-    """A kept version. `content` is `Head.content_digest`: by it a publisher knows what it has published already."""
+    """A kept version. `content` is `Head.content_digest`: by it a publisher knows what it has published already.
+
+    yanked: why nobody may install it any more; empty for all others.
+    """
 
     version: int
     head: DocumentRef
@@ -28,6 +32,7 @@ class IndexEntry:
     metrics: Mapping[str, float] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
     note: str = ""
+    yanked: str = ""
 
     @classmethod
     def of(cls, head: Head, reference: DocumentRef) -> IndexEntry:
@@ -107,6 +112,7 @@ def _entry_fields(entry: IndexEntry) -> dict[str, Any]:
         "training_state": entry.training_state,
         "content": entry.content,
         **label_fields(entry.metrics, entry.tags, entry.note),
+        **({"yanked": entry.yanked} if entry.yanked else {}),
     }
 
 
@@ -119,6 +125,7 @@ def _read_entry(fields: Fields) -> IndexEntry:
         model_bytes=fields.integer("model_bytes"),
         training_state=fields.boolean("training_state"),
         content=fields.digest("content"),
+        yanked=fields.text("yanked", MAX_REASON) if fields.has("yanked") else "",
         **read_labels(fields),
     )
 

@@ -200,7 +200,7 @@ def run_publish(
     from syncd.state.db import Database
 
     section = publish_section(common, model, path.absolute().parent)
-    keys_folder = keys or _configured_keys(common)
+    keys_folder = keys or configured_keys(common)
     folder = node_path(common)
     make_folder(folder, 0o750)
 
@@ -228,7 +228,8 @@ def run_publish(
     return run_async(work())
 
 
-def _configured_keys(common: Common) -> Path:
+def configured_keys(common: Common) -> Path:
+    """`[trust] keys`; UsageError where it is not set."""
     keys = common.load().trust.keys
     if keys is None:
         raise UsageError("no keys to sign with", why="[trust] keys is not set", do="add --keys DIR or set it")

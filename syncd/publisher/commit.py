@@ -186,16 +186,61 @@ class ModelRepository:
         return self._release(version, channel)
 
     async def promote(self, version: int, channel: str, *, step: Step = no_step) -> Release:
-        """Release a version of the index on a channel, up or down: a person's choice."""
+        """Release a version of the index on a channel, up or down: a person's choice. Raises as `promotion`."""
         await self._current()
-        self._refuse_unknown(channel)
-        entry = self.index.find(version)
-        if entry is None:
-            raise UnknownVersion(f"model {self.model} has no version {version}", model=self.model)
-        facts = self._facts(channel, version, entry.head.digest, entry.head.length, (), {"percent": 100})
+        facts = self.promotion(version, channel)
         await self.sign({names.channel_role(channel): channel_target(facts)}, step=step)
         self.channels[channel] = facts
         return Release(self.model, version, channel, facts.release)
+
+    def promotion(self, version: int, channel: str) -> ChannelFacts:
+        """What the channel would say with a kept version on it; nothing is signed.
+
+        Raises:
+            UnknownChannel; UnknownVersion: there is none, it was retired, or it was yanked.
+        """
+        self._refuse_unknown(channel)
+        entry = self.entry(version)
+        if entry.yanked or any(version in each.yanked for each in self.channels.values() if each):
+            raise UnknownVersion(
+                f"version {version} was yanked" + (f": {entry.yanked}" if entry.yanked else ""),
+                do="nothing was changed: promote another version",
+                model=self.model,
+            )
+        return self._facts(channel, version, entry.head.digest, entry.head.length, (), {"percent": 100})
+
+    def entry(self, version: int) -> IndexEntry:
+        """A kept version of the index. Raises UnknownVersion, naming those that there are."""
+        entry = self.index.find(version)
+        if entry is not None:
+            return entry
+        kept = ", ".join(str(each.version) for each in self.index.versions[-20:])
+        retired = any(each.version == version for each in self.index.retired)
+        raise UnknownVersion(
+            f"version {version} was retired" if retired else f"model {self.model} has no version {version}",
+            do=f"kept are {kept}" if kept else "publish one",
+            model=self.model,
+        )
+
+    async def commit_index(
+        self, index: Index, facts: Sequence[ChannelFacts] = (), *, step: Step = no_step
+    ) -> None:
+        """Commit an index in place of the one last loaded, and channels along with it, in one step.
+
+        Raises:
+            KeyUnusable: a channel is signed by a key that is not here; nothing was written. LostRace.
+        """
+        state = await self._current()
+        changes: dict[str, Target | None] = {
+            names.channel_role(each.channel): channel_target(each) for each in facts
+        }
+        for role in (names.VERSIONS_ROLE, *changes):
+            refuse_foreign_key(self._keyed(), state, role)
+        step("publisher.before_index")
+        changes[names.VERSIONS_ROLE] = await self._put_index(state, index)
+        await self.sign(changes, step=step)
+        self.index = index
+        self.channels |= {each.channel: each for each in facts}
 
     async def renew(self, due_before: float) -> tuple[str, ...]:
         """Sign again, content unchanged, every role of ours that expires before `due_before` (unix time).
@@ -224,20 +269,34 @@ class ModelRepository:
         changes: Mapping[str, Target | None],
         *,
         targets: SignedRole | None = None,
+        ready: Mapping[str, SignedRole] | None = None,
         step: Step = no_step,
     ) -> None:
         """Sign the changed roles and what stands over them, and move the timestamp if nobody has since `load`.
 
         Args:
             targets: new top-level delegations that the fleet key has signed and that lie in the store already.
+            ready: roles of `changes` that their own keys have signed elsewhere, as `sign_next`.
         Raises:
             LostRace: somebody did; nothing is lost, `load` and plan anew.
         """
         state = await self._current()
         self._state = None
-        written = await sign_next(self.store, self._keyed(), state, changes, targets=targets, step=step)
+        written = await sign_next(
+            self.store, self._keyed(), state, changes, targets=targets, ready=ready, step=step
+        )
         with suppress(SyncdError, OSError):  # committed it is; without this the next one only looks again
             self._state = await self.trust.adopt(written)
+
+    async def state(self) -> SignedState:
+        """What was verified last; looked at again after a commit of unknown outcome."""
+        return await self._current()
+
+    def can_sign(self, role: str) -> bool:
+        """Whether the key of a signing role is on this machine. Only after `load` or `state`."""
+        if self._signer is None or self._state is None:
+            return False
+        return self._signer.key_of(role).public_key.keyid in self._state.keys.get(role, ())
 
     async def _current(self) -> SignedState:
         return await self.load() if self._state is None else self._state

@@ -39,19 +39,21 @@ async def sign_next(
     changes: Mapping[str, Target | None],
     *,
     targets: SignedRole | None = None,
+    ready: Mapping[str, SignedRole] | None = None,
     step: Step = no_step,
 ) -> Written:
     """Sign the changed roles, a snapshot over all, and move the timestamp if it is still that of `state`.
 
     Args:
         targets: new top-level delegations that the fleet key has signed and that lie in the store already.
+        ready: roles of `changes` that their own keys have signed elsewhere, verified, and that lie in the store.
         step: called with each name of SIGNING_STEPS when it is reached.
     Raises:
         LostRace: somebody else moved it.
         KeyUnusable: a role is signed by a key that is not here; nothing was written.
     """
     if targets is None:
-        for role in changes:
+        for role in changes.keys() - (ready or {}).keys():
             refuse_foreign_key(signer, state, role)
     step("publisher.before_roles")
     files = {
@@ -59,7 +61,10 @@ async def sign_next(
     }
     if targets is not None:
         files["targets"] = targets
+    files |= ready or {}
     for role, target in changes.items():
+        if ready and role in ready:
+            continue
         files[role] = await _put_role(store, signer, role, target, files[role].number if role in files else 0)
     step("publisher.before_snapshot")
     number, data = await put_next(
