@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import h11
 import uvicorn
@@ -30,6 +30,7 @@ MAX_CONNECTIONS: Final = 512
 HEADER_WITHIN_S: Final = 10.0
 KEEP_ALIVE_S: Final = 75
 IDLE_WITHIN_S: Final = 1.0
+LOAD_WITHIN_S: Final = 60.0
 INTERRUPTED: Final = 130
 _LOOK_EVERY_S: Final = 1.0
 
@@ -93,18 +94,17 @@ async def _run(
         asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
     inference = Inference(models, options.limits)
     server = _server(inference)
-    for model in models:
-        model.start()
+    ended = asyncio.create_task(signals.get())
+    await _first_look(models, ended)
     answering = asyncio.create_task(server.serve([each.dup() for each in sockets]))
     keeping = [asyncio.create_task(_keep(notifier)), asyncio.create_task(_end_silent(server))]
     await server.listens.wait()
     addresses = ", ".join(_name(each) for each in sockets)
     log.info("serves", extra={"models": ",".join(inference.models), "listen": addresses, "pid": os.getpid()})
     notifier.ready(f"{', '.join(inference.models)} on {addresses}")
-    number = await signals.get()
-    while number == signal.SIGHUP:
+    while (number := await ended) == signal.SIGHUP:
         log.info("nothing is reloaded: restart the server; with its socket unit no request is lost")
-        number = await signals.get()
+        ended = asyncio.create_task(signals.get())
     notifier.stopping(options.shutdown_within_s)
     for each in sockets:
         each.close()
@@ -115,6 +115,16 @@ async def _run(
     inference.workers.close()
     log.info("ended")
     return INTERRUPTED if number == signal.SIGINT else 0
+
+
+async def _first_look(models: Sequence[ServedModel], ended: asyncio.Task[signal.Signals]) -> None:
+    """Load what is installed before the first connection is taken: behind a socket unit clients wait meanwhile.
+
+    A version that takes longer than `LOAD_WITHIN_S` is loaded behind the answer that it is not ready yet.
+    """
+    looking: asyncio.Future[Any] = asyncio.gather(*(asyncio.to_thread(model.start) for model in models))
+    either: set[asyncio.Future[Any]] = {looking, ended}
+    await asyncio.wait(either, timeout=LOAD_WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
 
 
 def _server(inference: Inference) -> _Server:

@@ -156,7 +156,7 @@ class Workers:
             async with asyncio.timeout(within_s):
                 return await asyncio.wrap_future(waiting)
         except TimeoutError as error:
-            raise late(f"no answer within {within_s:g} s") from error
+            raise late(f"no answer within {within_s:.1f} s") from error
 
     def _gone(self, _: object) -> None:
         with self._lock:
