@@ -68,17 +68,24 @@ def status_address(
     config: Path | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> str:
-    """What `[status] listen` says, else the socket in this unit's runtime folder, else in the user's."""
+    """What `[status] listen` says, else the socket in this unit's runtime folder, else in the user's.
+
+    Who asks (`daemon` false) and is not root gets the user's own daemon if there is one, else the system's.
+    """
     if listen is not None:
         return listen
     if daemon and (named := environ.get("RUNTIME_DIRECTORY")):
         return str(Path(named.split(":")[0]) / STATUS_SOCKET)
     if (name := unit_name(config)) != "syncd":
         return str(SYSTEM_RUNTIME.parent / name / STATUS_SOCKET)
-    if SYSTEM_RUNTIME.is_dir() or os.geteuid() == 0:
-        return str(SYSTEM_RUNTIME / STATUS_SOCKET)
+    system = SYSTEM_RUNTIME / STATUS_SOCKET
+    if os.geteuid() == 0:
+        return str(system)
     runtime = environ.get("XDG_RUNTIME_DIR")
-    return str((Path(runtime) / "syncd" if runtime else default_node_folder(environ)) / STATUS_SOCKET)
+    own = (Path(runtime) / "syncd" if runtime else default_node_folder(environ)) / STATUS_SOCKET
+    if daemon:  # the system's folder belongs to the service's user
+        return str(system if os.access(SYSTEM_RUNTIME, os.W_OK) else own)
+    return str(system if system.exists() and not own.exists() else own)
 
 
 def parse_address(address: str) -> Path | tuple[str, int]:
