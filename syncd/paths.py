@@ -85,7 +85,8 @@ def status_address(
     own = (Path(runtime) / "syncd" if runtime else default_node_folder(environ)) / STATUS_SOCKET
     if daemon:  # the system's folder belongs to the service's user
         return str(system if os.access(SYSTEM_RUNTIME, os.W_OK) else own)
-    return str(system if system.exists() and not own.exists() else own)
+    there = os.path.exists(own)  # noqa: PTH110 - False where the folder is closed to this user
+    return str(system if SYSTEM_RUNTIME.is_dir() and not there else own)
 
 
 def parse_address(address: str) -> Path | tuple[str, int]:
