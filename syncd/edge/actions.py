@@ -51,7 +51,6 @@ class Actions:
         self.last_error: dict[str, Any] | None = None
         self.poll_error: SyncdError | None = None
         self.progress: tuple[int, int] | None = None
-        self.wire_bytes = 0
         self.dead_before: frozenset[str] = frozenset()
         self._retry_s = 1.0
         self._stop = threading.Event()

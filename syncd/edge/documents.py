@@ -78,6 +78,10 @@ def parse_documents(head: Head, head_bytes: bytes, layout_data: bytes, table_dat
     layout = Layout.parse(layout_data)
     if len(layout.files) != len(head.files):
         raise DocumentInvalid(f"the head names {len(head.files)} files, the layout {len(layout.files)}")
+    if layout.model_bytes != head.model_bytes:
+        raise DocumentInvalid(
+            f"the head says {head.model_bytes} bytes of model, the layout {layout.model_bytes}"
+        )
     table = SegmentTable.parse(table_data, len(layout.segments))
     return Documents(head, head_bytes, digest(head_bytes), layout, table)
 

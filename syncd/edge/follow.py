@@ -13,6 +13,7 @@ from syncd.config import FollowSection
 from syncd.crashpoint import reached
 from syncd.edge import transitions
 from syncd.edge.actions import Actions
+from syncd.edge.counted import Counted
 from syncd.edge.documents import read_documents
 from syncd.edge.face import node_face
 from syncd.edge.fetch import Download
@@ -59,8 +60,8 @@ class Follow(Actions):
         super().__init__(
             section, node.model_folder(section.model), db, node.path / "documents" / section.model
         )
-        self._store = store
-        self._trust = ModelTrust(store, section.model, node.path / "trust" / section.model, trust_root)
+        self._store = Counted(store)
+        self._trust = ModelTrust(self._store, section.model, node.path / "trust" / section.model, trust_root)
         self._clock = clock or PollClock(section.poll, section.cron)
         self._retry_s = retry_s
         self._news = asyncio.Event()
@@ -82,6 +83,11 @@ class Follow(Actions):
                 group.create_task(self._machine(), name=f"follow {self.section.model}")
         finally:
             self._stop.set()
+
+    @property
+    def wire_bytes(self) -> int:
+        """Body bytes received for this model by this process."""
+        return self._store.wire_bytes
 
     def poll_now(self) -> None:
         """Poll as soon as may be; from the event loop."""
@@ -143,9 +149,7 @@ class Follow(Actions):
     async def _poll_once(self) -> None:
         try:
             async with asyncio.timeout(_POLL_WITHIN_S):
-                before = self._store.wire_bytes
                 await self._trust.refresh(self.section.channel)
-                self.wire_bytes += self._store.wire_bytes - before
         except (SyncdError, TimeoutError) as error:
             self._poll_failures += 1
             self.poll_error = error if isinstance(error, SyncdError) else None
@@ -272,9 +276,7 @@ class Follow(Actions):
             return Event.EXHAUSTED, str(getattr(error, "what", error))
 
     async def _download(self, target: Target) -> tuple[Event, str]:
-        before = self._store.wire_bytes
         documents = await read_documents(self._trust, self.cache, self.section.model, target)
-        self.wire_bytes += self._store.wire_bytes - before
         sources = await self._in_thread(self.sources)
         download = Download(
             self._store,
@@ -287,7 +289,6 @@ class Follow(Actions):
         try:
             fetched = await download.run()
         finally:
-            self.wire_bytes += download.fetched.wire_bytes
             self.progress = None
         count = fetched.segments
         return (

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from syncd import durable
 from syncd.artifact.layout import TensorEntry
 from syncd.artifact.segment import digest
+from syncd.artifact.view import check_model_file
 from syncd.crashpoint import reached
 from syncd.edge.disk import telling_full
 from syncd.edge.face import Documents
@@ -80,12 +81,15 @@ def look_at_tensors(
 
     Returns: name → `sha256:HEX` of each tensor's bytes in the file; the first tensor that is not finite, with the
     count, or "".
+    Raises:
+        DocumentInvalid: the file's header is not the layout's.
     """
     digests: dict[str, str] = {}
     unfit, layout = "", documents.layout
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         start = os.fstat(file).st_size - layout.model_bytes
+        check_model_file(layout, os.pread(file, start, 0))
         for tensor in layout.tensors:
             known = _digest_of_its_segment(documents, tensor)
             offset = start + layout.tensor_place(tensor)

@@ -13,11 +13,12 @@ from syncd.state import installed
 
 if TYPE_CHECKING:
     from syncd.edge.actions import Actions
+    from syncd.edge.follow import Follow
 
 _DAY_S = 86400.0
 
 
-def snapshot(follow: Actions) -> dict[str, Any]:
+def snapshot(follow: Follow) -> dict[str, Any]:
     """The object, plain JSON. Blocks for a few small reads; from any thread."""
     standing, facts = follow.standing, follow.facts
     progress = follow.progress
