@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, TypeVar
 
@@ -17,7 +18,8 @@ T = TypeVar("T")
 
 # Long enough for a waiting thread to wake up and take the GIL; sleep(0) takes it back before anyone has woken.
 _PAUSE_S: Final = 50e-6
-_STEPS: Final = 4
+_STEPS: Final = 8
+_ATOMS: Final = frozenset({int, float, bool, str, bytes, type(None)})
 
 
 def in_steps(items: Iterable[T], each: int = _STEPS) -> Iterator[T]:
@@ -29,13 +31,40 @@ def in_steps(items: Iterable[T], each: int = _STEPS) -> Iterator[T]:
 
 
 def copy_in_steps(module: nn.Module, memo: Mapping[int, Any]) -> nn.Module:
-    """`copy.deepcopy(module, memo)`, submodule by submodule."""
-    copied = dict(memo)
-    # Children first: a parent then finds them copied.
-    for each in in_steps(reversed(list(module.modules()))):
-        copy.deepcopy(each, copied)
-    made: nn.Module = copied[id(module)]
+    """What `copy.deepcopy(module, memo)` makes, ten times cheaper where the submodules are plain.
+
+    deepcopy spends a quarter of a millisecond on each submodule, nearly all of it on empty dicts of hooks.
+    """
+    modules = list(module.modules())
+    if not all(_copies_plainly(each) for each in modules):
+        made: nn.Module = copy.deepcopy(module, dict(memo))
+        return made
+    copied: dict[int, Any] = {**memo, **{id(each): object.__new__(type(each)) for each in modules}}
+    for each in in_steps(modules):
+        copied[id(each)].__dict__.update({name: _copy(value, copied) for name, value in vars(each).items()})
+    made = copied[id(module)]
     return made
+
+
+def _copies_plainly(module: nn.Module) -> bool:
+    """Whether a copy is a new object with copies of the attributes; torch's `__setstate__` mend old pickles alone."""
+    kind = type(module)
+    return (
+        not hasattr(kind, "__deepcopy__")
+        and kind.__reduce_ex__ is object.__reduce_ex__
+        and kind.__getstate__ is object.__getstate__
+        and kind.__setstate__.__module__.startswith("torch.nn.modules.")
+    )
+
+
+def _copy(value: Any, copied: dict[int, Any]) -> Any:
+    if type(value) in _ATOMS:
+        return value
+    if (known := copied.get(id(value))) is not None:
+        return known
+    if type(value) in (dict, OrderedDict):
+        return type(value)((key, _copy(each, copied)) for key, each in value.items())
+    return copy.deepcopy(value, copied)
 
 
 def empty_in_steps(module: nn.Module) -> None:

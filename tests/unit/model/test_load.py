@@ -13,6 +13,7 @@ from syncd.errors import ArchitectureRefused
 from syncd.model.architecture import Skeleton, build
 from syncd.model.load import LoadedModel, load
 from syncd.model.weights import WeightsFile
+from syncd.model.yielding import copy_in_steps
 from tests.support.versions import write_weights
 
 
@@ -88,6 +89,22 @@ def test_what_happens_to_a_later_version_leaves_the_serving_one_as_it_was(tmp_pa
         second.module.to(torch.float64)
         del second
         assert torch.equal(first.module(images), before)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "googlenet", "swin_t", "mobilenet_v3_small", "vit_b_32"])
+def test_a_copy_made_in_steps_has_all_that_a_deep_copy_has(name: str) -> None:
+    trained = getattr(models, name)(**({"init_weights": False} if name == "googlenet" else {})).eval()
+    copied = copy_in_steps(trained, {})
+    assert repr(copied) == repr(trained)
+    for (path, one), (_, other) in zip(trained.named_modules(), copied.named_modules(), strict=True):
+        assert one is not other
+        assert vars(one).keys() == vars(other).keys(), path
+        mutable = [key for key, value in vars(one).items() if isinstance(value, dict | list | set)]
+        assert not [key for key in mutable if vars(one)[key] is vars(other)[key]], path
+    state = copied.state_dict()
+    for key, tensor in trained.state_dict().items():
+        assert torch.equal(tensor, state[key])
+        assert tensor.data_ptr() != state[key].data_ptr()
 
 
 class Tied(nn.Module):
