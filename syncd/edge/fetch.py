@@ -96,8 +96,10 @@ class Download:
         self._slots = asyncio.Semaphore(MAX_RANGES)
         self._budget = Budget(MAX_IN_FLIGHT_BYTES)
         self._pool = ThreadPoolExecutor(DECODERS, "decode")
+        self._flusher = ThreadPoolExecutor(1, "flush")  # a disk that is slow to sync holds no decoder up
         self._resumed = False
         self._own = threading.local()
+        self._written_lock = threading.Lock()
         self._unflushed: list[int] = []
         self._unflushed_bytes = 0
         self._flushed_at = time.monotonic()
@@ -129,6 +131,7 @@ class Download:
     def _stop(self, journal: Journal | None) -> None:
         """Wait for the threads: when this has returned nothing of ours writes any more."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._flusher.shutdown(wait=True, cancel_futures=True)
         if journal is not None:
             journal.close()
 
@@ -253,24 +256,30 @@ class Download:
         self._written(numbers, len(data))
 
     def _written(self, numbers: Iterable[int], length: int) -> None:
-        self._unflushed += numbers
-        self._unflushed_bytes += length
+        with self._written_lock:
+            self._unflushed += numbers
+            self._unflushed_bytes += length
+
+    def _take_written(self) -> list[int]:
+        with self._written_lock:
+            numbers, self._unflushed, self._unflushed_bytes = self._unflushed, [], 0
+            return numbers
 
     async def _flush(self, journal: Journal) -> None:
         """Make what was written durable, then let the journal know it."""
         async with self._flush_lock:
-            numbers, self._unflushed, self._unflushed_bytes = self._unflushed, [], 0
+            numbers = self._take_written()
             self._flushed_at = time.monotonic()
             if numbers:
-                await self._threaded(self._sync, numbers)
-                await self._threaded(journal.add, numbers)
+                await asyncio.get_running_loop().run_in_executor(self._flusher, self._sync, numbers, journal)
 
-    def _sync(self, numbers: Sequence[int]) -> None:
+    def _sync(self, numbers: Sequence[int], journal: Journal) -> None:
         files = {place.file for number in numbers for place in self._face.places[number]}
         with telling_full(self._folder):
             for each in files:
                 with _opened(self.staged / self._face.files[each].name, os.O_WRONLY) as file:
                     os.fdatasync(file)
+            journal.add(numbers)
 
     async def _fetch(self, fetch: Fetch, part: int, total: int, journal: Journal) -> None:
         """One range of a pack: its parts side by side, then each of its segments."""
