@@ -118,6 +118,15 @@ class GoldenSection(Section):
         return self
 
 
+class KeepSection(Section):
+    """How many versions of a model the store keeps; without this section nothing is ever retired."""
+
+    versions: int = Field(default=20, ge=1, le=50_000, description="the newest so many")
+    training_state: int = Field(
+        default=3, ge=1, le=50_000, description="and the newest so many that hold training state"
+    )
+
+
 class PublishSection(Section):
     """One watched training directory and the model its checkpoints become."""
 
@@ -137,6 +146,7 @@ class PublishSection(Section):
     weights: WeightsSection = WeightsSection()
     architecture: ArchitectureSection | None = None
     golden: GoldenSection | None = None
+    keep: KeepSection | None = Field(default=None, description="absent: every version is kept for ever")
 
 
 class NodeSection(Section):

@@ -139,8 +139,12 @@ class Layout:
         """The segments that the recipes of these files name."""
         return {span.segment for number in files for span in self.files[number].spans}
 
-    def to_bytes(self) -> bytes:
-        """The document: JSON in one zstd frame that declares its size."""
+    def to_bytes(self, *, copy: int = 0) -> bytes:
+        """The document: JSON in one zstd frame that declares its size; another `copy` gives other bytes."""
+        return compress(self.plain(copy=copy))
+
+    def plain(self, *, copy: int = 0) -> bytes:
+        """The document before compression: equal for equal layouts."""
         fields = {
             "tensors": [_tensor_fields(each) for each in self.tensors],
             "aliases": dict(self.aliases),
@@ -150,8 +154,9 @@ class Layout:
                 {"size": each.size, "spans": list(itertools.chain.from_iterable(each.spans))}
                 for each in self.files
             ],
+            **({"copy": copy} if copy else {}),
         }
-        return compress(write_document("layout", fields, MAX_LAYOUT_BYTES))
+        return write_document("layout", fields, MAX_LAYOUT_BYTES)
 
     @classmethod
     @not_collecting()

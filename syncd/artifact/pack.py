@@ -71,12 +71,17 @@ class Pack:
 
 
 class PackWriter:
-    """Fills packs one after the other; holds at most one pack's payloads, and twice that while it ends one."""
+    """Fills packs one after the other; holds at most one pack's payloads, and twice that while it ends one.
 
-    def __init__(self, limit: int = MAX_PACK_PAYLOAD) -> None:
+    Args:
+        copy: a number of 32 bits in the header that readers ignore: equal segments get packs of another name by it.
+    """
+
+    def __init__(self, limit: int = MAX_PACK_PAYLOAD, *, copy: int = 0) -> None:
         if not 0 < limit <= MAX_PACK_PAYLOAD:
             raise ValueError(f"a pack holds 1 to {MAX_PACK_PAYLOAD} bytes of segments, not {limit}")
         self.limit = limit
+        self._copy = copy
         self._payloads: list[bytes | memoryview] = []
         self._rows: list[PackRow] = []
         self.length = 0
@@ -111,7 +116,7 @@ class PackWriter:
             return None
         rows = tuple(self._rows)
         footer = write_document("pack", {"rows": [_row_fields(each) for each in rows]}, MAX_FOOTER_BYTES)
-        header = HEADER.pack(_MAGIC, PACK_NUMBER, 0)
+        header = HEADER.pack(_MAGIC, PACK_NUMBER, self._copy)
         data = b"".join([header, *self._payloads, footer, TRAILER.pack(len(footer), _END)])
         self._payloads, self._rows, self.length = [], [], 0
         return Pack(data, digest(data), rows)
@@ -125,7 +130,7 @@ def footer_place(header: bytes, trailer: bytes, length: int) -> tuple[int, int]:
         or not HEADER.size <= length <= MAX_PACK_BYTES
     ):
         raise invalid("pack", f"{length} bytes are no pack")
-    magic, number, _reserved = HEADER.unpack(header)
+    magic, number, _copy = HEADER.unpack(header)
     footer_length, end = TRAILER.unpack(trailer)
     if magic != _MAGIC:
         raise invalid("pack", f"it begins with {magic!r}, not {_MAGIC!r}")

@@ -64,8 +64,8 @@ class SegmentTable:
         """The digests of the packs that hold the rows, each once, in the order of first use."""
         return tuple(dict.fromkeys(row.pack for row in self.rows))
 
-    def to_bytes(self) -> bytes:
-        """The document."""
+    def to_bytes(self, *, copy: int = 0) -> bytes:
+        """The document; another `copy` gives other bytes that say the same."""
         packs = {pack: number for number, pack in enumerate(self.packs)}
         based = any(row.bases for row in self.rows)
         columns: list[tuple[str, int, bytes]] = [
@@ -88,6 +88,7 @@ class SegmentTable:
             "rows": len(self.rows),
             "packs": len(packs),
             "columns": [{"name": name, "width": width} for name, width, _data in columns],
+            **({"copy": copy} if copy else {}),
         }
         text = write_document("table", header, MAX_HEADER_BYTES)
         parts = [

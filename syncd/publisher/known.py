@@ -15,7 +15,7 @@ from typing import Final
 
 from syncd.artifact import codecs
 from syncd.artifact.head import DocumentRef, Head
-from syncd.artifact.index import IndexEntry
+from syncd.artifact.index import IndexEntry, RetiredEntry
 from syncd.artifact.layout import Layout
 from syncd.artifact.segment import Row, digest
 from syncd.artifact.table import SegmentTable
@@ -37,7 +37,9 @@ class KnownSegments:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._rows: dict[int, tuple[str, tuple[Row, ...]]] = {}
+        self._heads: dict[int, Head] = {}
         self._counts: dict[str, int] = {}
+        self._plain: dict[str, str] = {}
 
     async def rows(self, repository: ModelRepository) -> dict[str, Row]:
         """Digest → where that segment lies, of all kept versions; of several places that of the newest version.
@@ -57,16 +59,33 @@ class KnownSegments:
         await asyncio.to_thread(self._sweep)
         return {row.digest: row for version in sorted(self._rows) for row in self._rows[version][1]}
 
+    def layouts(self) -> dict[str, DocumentRef]:
+        """Digest of a plain layout → the document that kept versions have for it; after `rows`."""
+        heads = [self._heads[version] for version in sorted(self._heads) if version in self._rows]
+        return {self._plain[head.layout.digest]: head.layout for head in heads}
+
+    async def condemned(self, repository: ModelRepository) -> set[str]:
+        """The packs of retired versions: they are deleted soon, nothing new may lie in them."""
+        found: set[str] = set()
+        for entry in repository.index.retired:
+            with contextlib.suppress(Refused, ObjectMissing):
+                _, rows = await self._table_rows(repository, entry)
+                found |= {row.pack for row in rows}
+        return found
+
     async def _load(self, repository: ModelRepository, entry: IndexEntry, gate: asyncio.Semaphore) -> None:
         async with gate:
             try:
-                rows = await self._table_rows(repository, entry)
+                self._heads[entry.version], rows = await self._table_rows(repository, entry)
             except (Refused, ObjectMissing) as error:
                 log.warning("version %d is not compared with: %s", entry.version, error.what)
                 rows = ()
+                self._heads.pop(entry.version, None)
             self._rows[entry.version] = (entry.head.digest, rows)
 
-    async def _table_rows(self, repository: ModelRepository, entry: IndexEntry) -> tuple[Row, ...]:
+    async def _table_rows(
+        self, repository: ModelRepository, entry: IndexEntry | RetiredEntry
+    ) -> tuple[Head, tuple[Row, ...]]:
         trust = repository.trust
         head = Head.parse(
             await self._document(
@@ -80,9 +99,10 @@ class KnownSegments:
             data = await self._document(head.layout, lambda: self._fetch(repository, "layouts", head.layout))
             layout = await asyncio.to_thread(Layout.parse, data)
             self._counts[head.layout.digest] = len(layout.segments)
+            self._plain[head.layout.digest] = digest(await asyncio.to_thread(layout.plain))
         data = await self._document(head.table, lambda: self._fetch(repository, "tables", head.table))
         table = await asyncio.to_thread(SegmentTable.parse, data, self._counts[head.layout.digest])
-        return tuple(row for row in table.rows if row.codec in codecs.PLAIN and not row.bases)
+        return head, tuple(row for row in table.rows if row.codec in codecs.PLAIN and not row.bases)
 
     async def _fetch(self, repository: ModelRepository, kind: str, reference: DocumentRef) -> bytes:
         named = "layouts" if kind == "layouts" else "tables"

@@ -18,18 +18,17 @@ from syncd.config import PublishSection
 from syncd.errors import (
     DocumentInvalid,
     KeyUnusable,
-    LostRace,
     NeedsNewerSyncd,
     NotAuthentic,
     StoreError,
     SyncdError,
     UsageError,
 )
+from syncd.publisher.chores import Chores
 from syncd.publisher.looking import Looker, newest_complete
 from syncd.publisher.memory import Memory
 from syncd.publisher.publish import Place, PublishResult, publish_at
 from syncd.publisher.queue import PUT_ASIDE, Candidate, Queue, Wait
-from syncd.publisher.renew import CHECK_EVERY_S, renew_if_due
 from syncd.publisher.version import Labels
 from syncd.state import events
 from syncd.state.db import Database
@@ -77,7 +76,7 @@ class Publisher:
         self._last_version: int | None = None
         self._last_error: dict[str, Any] | None = None
         self._progress = (0, 0)
-        self._renew_at = 0.0
+        self._chores = Chores(section, db, lambda: self._place.open_model(section.model), clock)
         self._flush_asked = False
         self._flushed = asyncio.Event()
         self._running = False
@@ -170,7 +169,7 @@ class Publisher:
             now = self._clock()
             ready = self._queue.next(now, hurry=hurry)
             if ready is None or (self._all_wait.until > now and not hurry):
-                await self._renew()
+                await self._do_chores()
                 self._state = (
                     "backing-off"
                     if self._all_wait.until > now
@@ -246,27 +245,22 @@ class Publisher:
         del phase
         self._progress = (done, total)
 
-    async def _renew(self) -> None:
-        """Twice in the life of what is signed: sign it again, so that it never expires under a running publisher."""
-        if self._clock() < self._renew_at or self._all_wait.until > self._clock():
+    async def _do_chores(self) -> None:
+        """Renew, commit what waits, keep retention: what is due; not while everything waits, or in a hurry to end."""
+        if self._all_wait.until > self._clock() or self._flush_asked:
             return
         try:
-            renewed = await renew_if_due(await self._place.open_model(self._section.model))
-        except LostRace:
-            return
+            done = await self._chores.run()
         except SyncdError as error:
             self._everything_waits(error)
             return
-        if self._all_wait.failures:
+        if done and self._all_wait.failures:
             self._all_wait, self._last_error = Wait(), None
-        self._renew_at = self._clock() + CHECK_EVERY_S
-        if renewed:
-            log.info("%s: renewed %s", self._section.model, ", ".join(renewed))
 
     def _time_left(self) -> float:
         """Seconds until something is due that no event tells of."""
         now = self._clock()
-        due = [self._renew_at, self._queue.next_at()]
+        due = [self._chores.next_at, self._queue.next_at()]
         if self._all_wait.until > now:
             due = [self._all_wait.until]
         return max(0.0, min(due) - now)

@@ -23,7 +23,7 @@ from syncd.publisher.known import KnownSegments
 from syncd.publisher.material import Material, open_material
 from syncd.publisher.memory import Memory
 from syncd.publisher.segments import Progress
-from syncd.publisher.version import Labels, Version, make_version
+from syncd.publisher.version import Known, Labels, Version, make_version
 from syncd.state.db import Database
 from syncd.store.base import Store
 
@@ -172,8 +172,10 @@ async def _race(
     async with make_version(place.of(section.model), material, section, labels, memory, dry_run) as version:
         for attempt in range(1, MAX_RACES + 1):
             try:
-                known = await place.known_segments(section.model).rows(repository)
-                await version.upload(repository, known, progress)
+                known = place.known_segments(section.model)
+                rows = await known.rows(repository)
+                there = Known(rows, known.layouts(), await known.condemned(repository))
+                await version.upload(repository, there, progress)
                 await version.commit(repository)
                 return version
             except LostRace:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -101,7 +102,8 @@ class SegmentStream:
         self._digests = [""] * len(material.segments)
         self._hashes = FileHashes(material)
         self._outcome = Outcome()
-        self._writer = PackWriter()
+        # A pack's name is never given twice, so a pack that retention deletes is nobody's by then (retention.py).
+        self._writer = PackWriter(copy=secrets.randbits(32))
         self._open: set[str] = set()
         self._borrowed = 0
         self._waiting = 0

@@ -6,8 +6,9 @@ Nothing is claimed before something new is found, so that equal content leaves n
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -64,6 +65,18 @@ class Labels:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Known:
+    """What lies in the store for kept versions, and may be referred to: rows by segment, layouts by plain digest.
+
+    condemned: packs of retired versions, which may not.
+    """
+
+    rows: Mapping[str, Row]
+    layouts: Mapping[str, DocumentRef] = field(default_factory=dict)
+    condemned: Collection[str] = ()
+
+
 @asynccontextmanager
 async def make_version(
     folder: Path, material: Material, section: PublishSection, labels: Labels, memory: Memory, dry_run: bool
@@ -118,14 +131,15 @@ class Version:
         self._head: Head | None = None
         self._documents: dict[str, bytes] = {}
         self._put_head: bytes | None = None
+        self._copy = secrets.randbits(32)
 
-    async def upload(self, repository: ModelRepository, known: Mapping[str, Row], progress: Progress) -> None:
+    async def upload(self, repository: ModelRepository, known: Known, progress: Progress) -> None:
         """Store every pack that is missing; called again after a lost race, it uploads nothing twice.
 
         Raises:
             CheckpointChanged: the checkpoint was written to meanwhile; what was uploaded is of no use.
         """
-        rows = {**await self._pending(repository.store), **known}
+        rows = {**await self._pending(repository.store, known.condemned), **known.rows}
         before = self._outcome
         if before is not None and all(row.digest in rows for row in before.rows):
             before.rows = tuple(rows[row.digest] for row in before.rows)
@@ -142,7 +156,7 @@ class Version:
             self._tell_not_finite(outcome)
         reached("publisher.packs_stored")
         self._outcome = outcome
-        await asyncio.to_thread(self._write_documents, outcome)
+        await asyncio.to_thread(self._write_documents, outcome, known.layouts)
 
     async def commit(self, repository: ModelRepository) -> None:
         """Make it visible and release it; or find the version that has this content, and release that if need be.
@@ -219,9 +233,11 @@ class Version:
         await asyncio.to_thread(self._memory.keep_pack, pack.digest, pack.rows)
         reached("publisher.after_pack")
 
-    async def _pending(self, store: Store) -> dict[str, Row]:
-        """Rows of packs that an attempt before this one stored and that are still there."""
-        packs = await asyncio.to_thread(self._memory.packs)
+    async def _pending(self, store: Store, condemned: Collection[str]) -> dict[str, Row]:
+        """Rows of packs that an attempt before this one stored and that are still there, and will be."""
+        packs = dict(await asyncio.to_thread(self._memory.packs))
+        for pack in packs.keys() & set(condemned):
+            del packs[pack]
         gate = asyncio.Semaphore(_HEADS_AT_ONCE)
 
         async def rows_of(pack: str) -> list[Row]:
@@ -249,14 +265,16 @@ class Version:
                 )
         self._material.check_unchanged()
 
-    def _write_documents(self, outcome: Outcome) -> None:
-        layout = self._material.layout.to_bytes()
-        table = SegmentTable(outcome.rows, len(outcome.rows)).to_bytes()
-        references = DocumentRef(digest(layout), len(layout)), DocumentRef(digest(table), len(table))
-        self._documents = {
-            names.document("layouts", references[0].digest): layout,
-            names.document("tables", references[1].digest): table,
-        }
+    def _write_documents(self, outcome: Outcome, layouts: Mapping[str, DocumentRef]) -> None:
+        """Layout and table: a kept version's layout is shared, what is new has a name that was never given."""
+        table = SegmentTable(outcome.rows, len(outcome.rows)).to_bytes(copy=self._copy)
+        self._documents = {names.document("tables", digest(table)): table}
+        shared = layouts.get(digest(self._material.layout.plain()))
+        if shared is None:
+            layout = self._material.layout.to_bytes(copy=self._copy)
+            self._documents[names.document("layouts", digest(layout))] = layout
+            shared = DocumentRef(digest(layout), len(layout))
+        references = shared, DocumentRef(digest(table), len(table))
         head = _head(self._material, self._section, self._labels, outcome.file_digests, *references)
         self._head = replace(head, created_at=self._created_at)
         self.content = self._head.content_digest()
