@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 WITHIN_S: Final = 60.0
 MAX_SKEW_S: Final = 60.0
-LOW_ROOM_BYTES: Final = 1 << 30
+LOW_ROOM_BYTES: Final = 128 << 20
 LOOKED_AT: Final = 20
 
 
@@ -34,6 +34,7 @@ class Report:
 
     checks: list[dict[str, Any]] = field(default_factory=list)
     exit_status: int = 0
+    model_bytes: dict[str, int] = field(default_factory=dict)
 
     def good(self, name: str, detail: str) -> None:
         """Something works."""
@@ -101,7 +102,9 @@ async def _try_all(config: Config, common: Common, report: Report) -> None:
         await report.attempt(f"watch {publish.watch}", partial(_watch, publish))
     for follow in config.follow:
         await report.attempt(f"poll of {follow.model}", partial(_schedule, follow))
-    await report.attempt("node folder", lambda: _node(config, common))
+    kept = (report.model_bytes.get(each.model, 0) * (each.keep + 1) for each in config.follow)
+    room = LOW_ROOM_BYTES + sum(kept)
+    await report.attempt("node folder", lambda: _node(config, common, room))
     await report.attempt("status", lambda: _status(config, common))
 
 
@@ -127,9 +130,12 @@ async def _try_store(config: Config, store: Store, report: Report) -> None:
     if not await report.attempt("store", lambda: _same_root(config, observed)):
         return
     await report.attempt("clock", lambda: _clock(observed))
-    models = {each.model for each in config.publish} | {each.model for each in config.follow}
-    for model in sorted(models):
-        await report.attempt(f"model {model}", partial(_model, observed, model))
+    followed = [(each.model, each.channel) for each in config.follow]
+    channels = dict.fromkeys([*followed, *((each.model, each.channel) for each in config.publish)])
+    for model, channel in channels:
+        await report.attempt(
+            f"model {model}:{channel}", partial(_channel, config, observed, model, channel, report)
+        )
     if config.publish:
         await report.attempt("store is honest", lambda: _honest(store))
     if config.store.url.startswith("http://"):
@@ -167,17 +173,21 @@ async def _clock(store: Any) -> str:
     return f"{skew:+.1f} s from the store's"
 
 
-async def _model(store: Any, model: str) -> str:
-    from syncd.errors import ObjectMissing, UnknownModel
-    from syncd.trust.names import TIMESTAMP, model_key
+async def _channel(config: Config, store: Any, model: str, channel: str, report: Report) -> str:
+    """What the channel says verifies under the root that this machine has; nothing of it is kept."""
+    from syncd.artifact.head import Head
+    from syncd.daemon.roles import read_root
+    from syncd.trust.verify import ModelTrust
 
-    try:
-        await store.head(model_key(model, TIMESTAMP))
-    except ObjectMissing as error:
-        raise UnknownModel(
-            f"the store has no model {model}", do=f"`syncd init --model {model}` with the fleet key adds it"
-        ) from error
-    return "is in the store"
+    root = await asyncio.to_thread(read_root, config.trust.root)
+    with tempfile.TemporaryDirectory(prefix="syncd-check-") as folder:
+        trust = ModelTrust(store, model, Path(folder) / "trust", root)
+        facts = await trust.refresh(channel)
+        if facts is None:
+            return "verified; nothing is released yet"
+        head = Head.parse(await trust.fetch_head(facts))
+    report.model_bytes[model] = head.model_bytes
+    return f"verified: version {facts.version}, {bytes_text(head.model_bytes)}, released {facts.released_at}"
 
 
 async def _honest(store: Store) -> str:
@@ -232,15 +242,15 @@ async def _schedule(section: FollowSection) -> str:
     return f"cron {section.cron!r}: {cron_trigger(section.cron)}"
 
 
-async def _node(config: Config, common: Common) -> str:
+async def _node(config: Config, common: Common, room: int) -> str:
     from syncd import paths
 
     folder = paths.node_folder(config.node.folder, daemon=True, config=paths.config_file(common.config))
-    return await asyncio.to_thread(_try_folder, folder)
+    return await asyncio.to_thread(_try_folder, folder, room)
 
 
-def _try_folder(folder: Path) -> str:
-    """A file can be made there (or in the nearest folder above it), and there is room."""
+def _try_folder(folder: Path, room: int) -> str:
+    """A file can be made there (or in the nearest folder above it), and there is room (bytes) for what comes."""
     there = folder
     while not there.is_dir() and there != there.parent:
         there = there.parent
@@ -253,10 +263,10 @@ def _try_folder(folder: Path) -> str:
             do=f"give {folder} to the user of the service, or write another [node] folder",
         ) from error
     free = shutil.disk_usage(there).free
-    if free < LOW_ROOM_BYTES:
+    if free < room:
         raise Failed(
-            f"{bytes_text(free)} free at {there}",
-            why="a node holds at least two versions and the one that comes",
+            f"{bytes_text(free)} free at {there}, {bytes_text(room)} may be needed",
+            why="a node holds `keep` versions of each model and the one that comes",
             do="make room, or write another [node] folder",
         )
     return f"{folder}, writable, {bytes_text(free)} free"

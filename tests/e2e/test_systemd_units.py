@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import ROOT, save_checkpoint
-from tests.support.nspawn import Machine, booted, install_syncd, install_units, make_root
+from tests.support.nspawn import Machine, booted, fresh_root, install_syncd, install_units
 
 EDGE = "syncd.service"
 PUBLISH = "syncd-publish@ada.service"
@@ -47,16 +47,15 @@ probation = "0s"
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+def machine() -> Iterator[Machine]:
     """A booted Debian with syncd, a user who trains, and a founded fleet."""
-    root = make_root(tmp_path_factory.mktemp("debian"))
-    binds = install_syncd(root)
-    install_units(root, watchdog_s=WATCHDOG_S)
-    (root / "usr/lib/sysusers.d/ada.conf").write_text('u ada - "one who trains" /home/ada\n')
-    with booted(root, binds) as running:
-        _found_fleet(running)
-        yield running
-    shutil.rmtree(root, ignore_errors=True)
+    with fresh_root() as root:
+        binds = install_syncd(root)
+        install_units(root, watchdog_s=WATCHDOG_S)
+        (root / "usr/lib/sysusers.d/ada.conf").write_text('u ada - "one who trains" /home/ada\n')
+        with booted(root, binds) as running:
+            _found_fleet(running)
+            yield running
 
 
 def _found_fleet(machine: Machine) -> None:

@@ -284,11 +284,13 @@ def test_check_tries_everything_and_says_what_to_do(tmp_path: Path, fleet: Fleet
         "trust.root",
         "store",
         "clock",
-        "model m",
+        "model m:latest",
         "store is honest",
         "key of m",
         "node folder",
     } <= names
+    channel = next(each for each in good["checks"] if each["name"] == "model m:latest")
+    assert channel["detail"].startswith("verified: version ")
     root = next(each for each in good["checks"] if each["name"] == "trust.root")
     assert fleet.fingerprint in root["detail"]
 
@@ -479,3 +481,18 @@ def test_commands_that_publish_at_once_on_one_machine_all_succeed(tmp_path: Path
         assert process.returncode == 0, out
         results.append(json.loads(out)["version"])
     assert len(set(results)) == 3
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "code"),
+    [
+        ('[[follow]]\nmodel = "m"\nchannel = "beta"\n', "model m:beta", 2),
+        ('[[follow]]\nmodel = "other"\n', "model other:latest", 2),
+    ],
+)
+def test_check_tells_a_model_or_channel_that_is_not_there(
+    fleet: Fleet, section: str, name: str, code: int
+) -> None:
+    answer = syncd("check", "-c", fleet.config("absent", section), "--json")
+    assert answer.status == code
+    assert [each["name"] for each in answer.json["checks"] if not each["ok"]] == [name]

@@ -9,6 +9,7 @@ import signal
 import site
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,17 +23,28 @@ PREPARED = "SYNCD_TEST_DEBIAN_ROOT"
 """A root of the same packages that is there already is copied instead (a developer's time)."""
 
 
-def make_root(folder: Path) -> Path:
-    """A minimal Debian in `folder`; takes two minutes unless one is prepared."""
+@contextlib.contextmanager
+def fresh_root() -> Iterator[Path]:
+    """A minimal Debian in memory, gone at the end; one or two minutes unless one is prepared."""
+    folder = Path(tempfile.mkdtemp(prefix="syncd-debian-"))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1g,mode=0755", "syncd-debian", folder], check=True)
+    try:
+        _fill(folder)
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+        folder.rmdir()
+
+
+def _fill(folder: Path) -> None:
     prepared = os.environ.get(PREPARED)
     if prepared and Path(prepared).is_dir():
         subprocess.run(["cp", "-a", f"{prepared}/.", folder], check=True)
-        return folder
+        return
     command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", str(folder)]
     environ = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return folder
 
 
 def install_syncd(root: Path) -> list[str]:
@@ -113,7 +125,7 @@ class Machine:
 @contextlib.contextmanager
 def booted(root: Path, binds: list[str]) -> Iterator[Machine]:
     """Boot the root; at the end it is powered off."""
-    log = root.parent / "nspawn.log"
+    log = root.parent / f"{root.name}.log"
     command = [
         "systemd-nspawn",
         "-D",
@@ -144,6 +156,7 @@ def booted(root: Path, binds: list[str]) -> Iterator[Machine]:
             for child in children.read_text().split():
                 os.kill(int(child), signal.SIGKILL)
         process.wait(20)
+        log.unlink()
 
 
 def _leader(process: subprocess.Popen[bytes], log: Path) -> int:
