@@ -42,8 +42,8 @@ class Looker:
         found, self._found = self._found, None
         return await self._look(0.0) if found is None else found
 
-    async def wait(self, wake: asyncio.Event, seconds: float) -> None:
-        """Return when something happened in the folder or may have settled, when `wake` is set, or after `seconds`."""
+    async def wait(self, wake: asyncio.Event, seconds: float) -> bool:
+        """Return when something happened or may have settled, after `seconds`, or, with True, when `wake` is set."""
         looking = asyncio.create_task(self._look(seconds))
         waking = asyncio.create_task(wake.wait())
         try:
@@ -52,7 +52,9 @@ class Looker:
             waking.cancel()
             self._watcher.stir()
             self._found = await asyncio.shield(looking)
+        woken = wake.is_set()
         wake.clear()
+        return woken
 
     async def _look(self, wait_s: float) -> list[Candidate]:
         return [

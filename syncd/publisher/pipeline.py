@@ -97,7 +97,8 @@ class Publisher:
                 await self._first_look(looker)
                 while True:
                     await self._round(looker)
-                    await looker.wait(wake, self._time_left())
+                    if await looker.wait(wake, self._time_left()):
+                        self._all_wait.until = 0.0
         finally:
             self._running = False
             self._state = "stopped"

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +13,20 @@ import pytest
 import torch
 
 from syncd.config import StoreSection
-from syncd.publisher.pipeline import Publisher
 from syncd.state.db import Database
-from syncd.store.base import Store
 from syncd.store.open import open_store
-from tests.support.publishing import Publishing, make_publishing, network, read_back, save_checkpoint
+from tests.support.publishing import (
+    Publishing,
+    idle_at,
+    make_publisher,
+    make_publishing,
+    network,
+    read_back,
+    running,
+    save_checkpoint,
+    stands_still_at,
+    until,
+)
 from tests.support.signed_store import disk
 
 WITHIN_S = 60.0
@@ -28,55 +35,6 @@ WITHIN_S = 60.0
 @pytest.fixture
 async def publishing(tmp_path: Path) -> Publishing:
     return await make_publishing(tmp_path)
-
-
-def make_publisher(publishing: Publishing, store: Store | None = None, **section: Any) -> Publisher:
-    return Publisher(
-        publishing.section(**section),
-        store=store or publishing.signed.store,
-        trust_root=publishing.signed.root,
-        keys=publishing.signed.keys,
-        db=publishing.db,
-        folder=publishing.base / "state" / "trust",
-    )
-
-
-@contextlib.asynccontextmanager
-async def running(publisher: Publisher) -> AsyncIterator[asyncio.Event]:
-    wake = asyncio.Event()
-    task = asyncio.create_task(publisher.run(wake))
-    try:
-        yield wake
-        if task.done():
-            task.result()
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait_for(task, 20)
-
-
-async def until(condition: Callable[[], bool], publisher: Publisher) -> None:
-    """Look every 20 ms until `condition` holds; what the publisher says of itself is told if it never does."""
-    end = time.monotonic() + WITHIN_S
-    while not condition():
-        assert time.monotonic() < end, publisher.snapshot()
-        await asyncio.sleep(0.02)
-
-
-def idle_at(publisher: Publisher, version: int) -> Callable[[], bool]:
-    def holds() -> bool:
-        told = publisher.snapshot()
-        return told["last_version"] == version and not told["pending"] and told["state"] == "idle"
-
-    return holds
-
-
-def stands_still_at(publisher: Publisher, version: int | None) -> Callable[[], bool]:
-    def holds() -> bool:
-        told = publisher.snapshot()
-        return told["state"] in ("idle", "waiting") and told["last_version"] == version
-
-    return holds
 
 
 async def test_what_training_writes_is_published_in_its_order_and_a_restart_publishes_nothing_twice(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
-from collections.abc import Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +20,14 @@ from syncd.artifact.pack import parse_pack
 from syncd.artifact.segment import verify_and_decode
 from syncd.artifact.table import SegmentTable
 from syncd.config import PublishSection
+from syncd.publisher.pipeline import Publisher
 from syncd.publisher.publish import PublishResult, publish
 from syncd.state.db import Database
+from syncd.store.base import Store
 from tests.support.signed_store import SignedStore, make_signed_store
 
 MODEL = "m"
+WITHIN_S = 60.0
 
 
 def network(seed: int = 0, width: int = 700) -> torch.nn.Module:
@@ -163,3 +169,52 @@ def _document(folder: Path, name: str) -> bytes:
     data = (folder / name.removeprefix("sha256:")).read_bytes()
     assert f"sha256:{hashlib.sha256(data).hexdigest()}" == name
     return data
+
+
+def make_publisher(publishing: Publishing, store: Store | None = None, **section: Any) -> Publisher:
+    return Publisher(
+        publishing.section(**section),
+        store=store or publishing.signed.store,
+        trust_root=publishing.signed.root,
+        keys=publishing.signed.keys,
+        db=publishing.db,
+        folder=publishing.base / "state" / "trust",
+    )
+
+
+@contextlib.asynccontextmanager
+async def running(publisher: Publisher) -> AsyncIterator[asyncio.Event]:
+    wake = asyncio.Event()
+    task = asyncio.create_task(publisher.run(wake))
+    try:
+        yield wake
+        if task.done():
+            task.result()
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait_for(task, 20)
+
+
+async def until(condition: Callable[[], bool], publisher: Publisher) -> None:
+    """Look every 20 ms until `condition` holds; what the publisher says of itself is told if it never does."""
+    end = time.monotonic() + WITHIN_S
+    while not condition():
+        assert time.monotonic() < end, publisher.snapshot()
+        await asyncio.sleep(0.02)
+
+
+def idle_at(publisher: Publisher, version: int) -> Callable[[], bool]:
+    def holds() -> bool:
+        told = publisher.snapshot()
+        return told["last_version"] == version and not told["pending"] and told["state"] == "idle"
+
+    return holds
+
+
+def stands_still_at(publisher: Publisher, version: int | None) -> Callable[[], bool]:
+    def holds() -> bool:
+        told = publisher.snapshot()
+        return told["state"] in ("idle", "waiting") and told["last_version"] == version
+
+    return holds
