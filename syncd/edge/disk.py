@@ -1,9 +1,10 @@
-"""Room on the disk: reserved before a download begins, and told as DiskFull when there is none."""
+"""Files and room for them: reserved before a download begins, and told as DiskFull when there is none."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,3 +68,37 @@ def open_reserved(path: Path, size: int) -> int:
             path.unlink()
         raise
     return descriptor
+
+
+def file_digest(path: Path) -> str:
+    """`sha256:HEX` of a file, read in pieces. Blocks."""
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+class opened:  # noqa: N801 - reads as what it is: `with opened(path, flags) as file`
+    """A descriptor for the length of a block."""
+
+    def __init__(self, path: Path, flags: int) -> None:
+        self._file = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW)
+
+    def __enter__(self) -> int:
+        return self._file
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)
+
+
+def is_hole(file: int, offset: int, length: int) -> bool:
+    """Whether nothing was ever written there."""
+    try:
+        return os.lseek(file, offset, os.SEEK_DATA) >= offset + length
+    except OSError:  # ENXIO: nothing but holes up to the end
+        return True
+
+
+def pwrite_all(file: int, data: memoryview, offset: int) -> None:
+    """Write all of `data` at `offset`, however many calls it takes."""
+    while data:
+        written = os.pwrite(file, data, offset)
+        data, offset = data[written:], offset + written

@@ -21,8 +21,17 @@ from syncd import durable
 from syncd.artifact.plan import Fetch, Plan, Planned, plan
 from syncd.artifact.segment import digest, verify_and_decode
 from syncd.crashpoint import reached
-from syncd.edge.disk import check_room, open_reserved, telling_full
-from syncd.edge.face import Documents, Face, Place
+from syncd.edge.budget import Budget
+from syncd.edge.disk import (
+    check_room,
+    file_digest,
+    is_hole,
+    open_reserved,
+    opened,
+    pwrite_all,
+    telling_full,
+)
+from syncd.edge.face import Documents, Face
 from syncd.edge.journal import Journal
 from syncd.edge.poll import back_off_s
 from syncd.errors import SegmentCorrupt, SyncdError, about
@@ -98,6 +107,7 @@ class Download:
         self._pool = ThreadPoolExecutor(DECODERS, "decode")
         self._flusher = ThreadPoolExecutor(1, "flush")  # a disk that is slow to sync holds no decoder up
         self._resumed = False
+        self._ended = threading.Event()
         self._own = threading.local()
         self._written_lock = threading.Lock()
         self._unflushed: list[int] = []
@@ -122,6 +132,7 @@ class Download:
             except BaseExceptionGroup as group:
                 raise _first(group) from None
             finally:
+                self._ended.set()
                 await asyncio.shield(asyncio.to_thread(self._stop, journal))
         return self.fetched
 
@@ -188,6 +199,8 @@ class Download:
         in_place: dict[str, int] = {}
         missing = []
         for number in self._face.places:
+            if self._ended.is_set():
+                return []
             wanted, length = table.rows[number].digest, self._documents.layout.segments[number].length
             if number in journal.done:
                 self._count("kept", length)
@@ -216,16 +229,17 @@ class Download:
         return found is not None
 
     def _count(self, kind: str, length: int, segments: int = 1) -> None:
-        self.fetched.segments[kind] += segments
         name = f"{kind}_bytes"
-        setattr(self.fetched, name, getattr(self.fetched, name) + length)
+        with self._written_lock:
+            self.fetched.segments[kind] += segments
+            setattr(self.fetched, name, getattr(self.fetched, name) + length)
 
     def _read_back(self, number: int, wanted: str, length: int) -> bytearray | None:
         """The segment out of its own places: an earlier attempt may have been killed before the journal knew it."""
         found = bytearray(length)
         for place in self._face.places[number]:
-            with _opened(self.staged / self._face.files[place.file].name, os.O_RDONLY) as file:
-                if _is_hole(file, place):
+            with opened(self.staged / self._face.files[place.file].name, os.O_RDONLY) as file:
+                if is_hole(file, place.offset, place.length):
                     return None
                 part = os.pread(file, place.length, place.offset)
                 found[place.start : place.start + len(part)] = part
@@ -237,7 +251,7 @@ class Download:
             if offset is None:
                 continue
             try:
-                with _opened(source.path, os.O_RDONLY) as file:
+                with opened(source.path, os.O_RDONLY) as file:
                     found = os.pread(file, length, offset)
             except OSError:
                 continue
@@ -251,8 +265,8 @@ class Download:
         with telling_full(self._folder):
             for number in numbers:
                 for place in self._face.places[number]:
-                    with _opened(self.staged / self._face.files[place.file].name, os.O_WRONLY) as file:
-                        _pwrite_all(file, view[place.start : place.start + place.length], place.offset)
+                    with opened(self.staged / self._face.files[place.file].name, os.O_WRONLY) as file:
+                        pwrite_all(file, view[place.start : place.start + place.length], place.offset)
         self._written(numbers, len(data))
 
     def _written(self, numbers: Iterable[int], length: int) -> None:
@@ -277,7 +291,7 @@ class Download:
         files = {place.file for number in numbers for place in self._face.places[number]}
         with telling_full(self._folder):
             for each in files:
-                with _opened(self.staged / self._face.files[each].name, os.O_WRONLY) as file:
+                with opened(self.staged / self._face.files[each].name, os.O_WRONLY) as file:
                     os.fdatasync(file)
             journal.add(numbers)
 
@@ -354,61 +368,6 @@ class Download:
                     why="the version was published wrongly, or this disk changed bytes",
                     do="nothing of it is used; publish the checkpoint again",
                 )
-
-
-class Budget:
-    """Bytes that may be in flight; an amount above the whole budget waits until nothing else is."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._used = 0
-        self._changed = asyncio.Condition()
-
-    async def take(self, amount: int) -> None:
-        """Wait until `amount` fits."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._used == 0 or self._used + amount <= self._limit)
-            self._used += amount
-
-    async def give(self, amount: int) -> None:
-        """Return what was taken."""
-        async with self._changed:
-            self._used -= amount
-            self._changed.notify_all()
-
-
-def file_digest(path: Path) -> str:
-    """`sha256:HEX` of a file, read in pieces. Blocks."""
-    import hashlib
-
-    with path.open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-
-
-class _opened:  # noqa: N801 - reads as what it is: `with _opened(path, flags) as file`
-    """A descriptor for the length of a block."""
-
-    def __init__(self, path: Path, flags: int) -> None:
-        self._file = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW)
-
-    def __enter__(self) -> int:
-        return self._file
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._file)
-
-
-def _is_hole(file: int, place: Place) -> bool:
-    try:
-        return os.lseek(file, place.offset, os.SEEK_DATA) >= place.offset + place.length
-    except OSError:  # ENXIO: nothing but holes up to the end
-        return True
-
-
-def _pwrite_all(file: int, data: memoryview, offset: int) -> None:
-    while data:
-        written = os.pwrite(file, data, offset)
-        data, offset = data[written:], offset + written
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

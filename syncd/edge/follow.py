@@ -81,6 +81,14 @@ class Follow(Actions):
                 wake.set()
                 group.create_task(self._polling(wake), name=f"poll {self.section.model}")
                 group.create_task(self._machine(), name=f"follow {self.section.model}")
+                group.create_task(self._until_ended(), name=f"end {self.section.model}")
+        finally:
+            self._stop.set()
+
+    async def _until_ended(self) -> None:
+        """Tell threads to stop the moment that this is cancelled, while its sisters still wait for them."""
+        try:
+            await asyncio.get_running_loop().create_future()
         finally:
             self._stop.set()
 

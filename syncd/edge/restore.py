@@ -14,10 +14,10 @@ from typing import Any, Final
 from syncd import durable
 from syncd.crashpoint import reached
 from syncd.edge.by_hand import Workshop, entry_target, read_index, version_target, workshop
-from syncd.edge.disk import telling_full
+from syncd.edge.disk import file_digest, telling_full
 from syncd.edge.documents import read_documents
 from syncd.edge.face import Documents, files_face
-from syncd.edge.fetch import Download, Progress, file_digest
+from syncd.edge.fetch import Download, Progress
 from syncd.edge.standing import Target
 from syncd.errors import Failed, UnknownModel, UnknownVersion
 from syncd.store.base import Store

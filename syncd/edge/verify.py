@@ -13,9 +13,9 @@ from typing import Any
 from syncd.artifact.pack import MAX_PACK_BYTES
 from syncd.artifact.segment import digest, verify_and_decode
 from syncd.edge.by_hand import version_target
+from syncd.edge.disk import file_digest
 from syncd.edge.documents import DocumentCache, cached_documents, read_documents
 from syncd.edge.face import Documents, Face, node_face
-from syncd.edge.fetch import file_digest
 from syncd.errors import NotInstalled, Refused, StoreError, SyncdError
 from syncd.node.links import HEAD_FILE, NodeFolder
 from syncd.state import installed

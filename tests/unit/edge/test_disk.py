@@ -5,8 +5,8 @@ import asyncio
 import numpy as np
 import pytest
 
+from syncd.edge.budget import Budget
 from syncd.edge.disk import check_room, open_reserved
-from syncd.edge.fetch import Budget
 from syncd.edge.install import count_nonfinite
 from syncd.edge.journal import Journal
 from syncd.errors import DiskFull
