@@ -1,7 +1,7 @@
 """What a swap costs an application that never stops: latency against a control in the same run, and memory.
 
 Ratios, printed with the machine. "While swapping" are the phases in which version after version takes over, one a
-second; the control's phases lie between them, in the same process, and swap nothing.
+second; the control's phases lie between them, in the same process: the daemon's part is the same, but nothing swaps.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def test_the_p99_while_swapping_is_that_of_a_control_that_swaps_nothing(tmp_path
             for step in range(SWAPS_A_PHASE):
                 if kind == "swapping":
                     serving = 3 - serving
-                    swap_to(folder, serving)
+                swap_to(folder, serving)  # in the control to the version that serves: the same links, no swap
                 time.sleep(max(0.0, began + (step + 1) * SWAP_EVERY_S - time.monotonic()))
             windows[kind].append((began, time.monotonic()))
         client.communicate(timeout=60)
