@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -19,13 +19,13 @@ from syncd.edge.documents import DocumentCache, cached_documents
 from syncd.edge.fetch import Source
 from syncd.edge.poll import back_off_s
 from syncd.edge.retention import clear_incoming, retire_versions
-from syncd.edge.standing import Intention, Standing, Target
+from syncd.edge.standing import Hindrance, Intention, Standing, Target
 from syncd.edge.transitions import MAX_REPLANS, WITHIN, Action, Event, State, crash_point
 from syncd.edge.verify import check_installed
 from syncd.errors import DocumentInvalid, Failed, NeedsNewerSyncd, SyncdError
 from syncd.node.followers import read_dead, read_followers
 from syncd.node.links import HEAD_FILE, MODEL_FILE, ModelFolder
-from syncd.state import events, installed
+from syncd.state import events, installed, wishes
 from syncd.state.db import Database
 from syncd.trust.verify import ChannelFacts
 
@@ -58,35 +58,80 @@ class Actions:
     # What is so.
 
     def wanted(self) -> Target | None:
-        """The version that this node should have and has not: the channel's, unless yanked or in quarantine."""
-        facts = self.facts
-        if facts is None or facts.version in facts.yanked:
+        """The version that this node should have and has not: the chosen one, unless yanked or in quarantine."""
+        target = self.chosen()
+        if target is None or (self.facts is not None and target.version in self.facts.yanked):
             return None
         for each in installed.quarantine(self.db, self.section.model):
-            if (each.version, each.head_digest) == (facts.version, facts.head_digest):
+            if (each.version, each.head_digest) == (target.version, target.head_digest):
                 return None
-        target = Target(facts.version, facts.head_digest, facts.head_length)
         serving = self.folder.read_link("current")
         if serving == target.version and install.installed_head(self.folder, serving) == target.head_digest:
             return None
         return target
 
-    def news(self) -> Event | None:
-        """What the channel's facts mean to the state that the machine is in, None for nothing."""
-        facts, standing = self.facts, self.standing
-        if facts is None:
+    def chosen(self) -> Target | None:
+        """What a person pinned, else what the channel releases."""
+        pinned, facts = wishes.load(self.db, self.section.model).pinned, self.facts
+        if pinned is not None:
+            return Target(pinned.version, pinned.head_digest, pinned.head_length)
+        return Target(facts.version, facts.head_digest, facts.head_length) if facts else None
+
+    def hindrance(self, target: Target) -> Hindrance | None:
+        """Why `target` may not be fetched or offered now, None if it may."""
+        model = self.section.model
+        wish = wishes.load(self.db, model)
+        if wish.held:
+            return Hindrance("hold", f"this node is held: `syncd resume {model}` ends it")
+        pinned = wish.pinned is not None and wish.pinned.version == target.version
+        if self.section.approve == "automatic" or pinned:
             return None
+        if wishes.is_approved(self.db, model, target.version, target.head_digest):
+            return None
+        return Hindrance("approval", f"waits for `syncd approve {model}@{target.version}`")
+
+    def news(self) -> Event | None:
+        """What the channel's facts and people's wishes mean to the state of the machine, None for nothing."""
+        standing = self.standing
+        if wishes.load(self.db, self.section.model).leaving is not None:
+            return Event.TURNED_BACK
         wanted, state = self.wanted(), standing.state
         if state in (State.IDLE, State.PROBATION):
-            serving = self.folder.read_link("current")
-            if serving is not None and serving in facts.yanked and self.way_back(serving) is not None:
+            serving, facts = self.folder.read_link("current"), self.facts
+            if facts and serving in facts.yanked and serving and self.way_back(serving) is not None:
                 return Event.WITHDRAWN
-            return Event.RELEASED if wanted is not None else None
+            if wanted is None or state is State.PROBATION:
+                return None
+            return Event.POSTPONED if self.hindrance(wanted) else Event.RELEASED
         if wanted is None:
-            return Event.WITHDRAWN
+            return Event.WITHDRAWN if self.facts else None
+        hindrance = self.hindrance(wanted)
+        if hindrance is not None:
+            known = wanted == standing.target and hindrance.kind == standing.waits_for
+            return None if known else Event.POSTPONED
+        if state is State.WAITING and standing.waits_for:
+            return Event.DUE if wanted == standing.target else Event.RELEASED
         if wanted == standing.target or (state is State.FETCHING and standing.replans >= MAX_REPLANS):
             return None
         return Event.RELEASED
+
+    def intend(self, event: Event, reason: str) -> Intention | None:
+        """The transition to carry out on `event`; None where what led to it has changed meanwhile: look again."""
+        target = self.standing.target
+        if event is Event.TURNED_BACK:
+            leaving = wishes.load(self.db, self.section.model).leaving
+            target = leaving and Target(leaving.version, leaving.head_digest, leaving.head_length)
+            reason = "rolled back by hand"
+        elif event in (Event.RELEASED, Event.POSTPONED):
+            target = self.wanted()
+            if event is Event.POSTPONED and target is not None:
+                hindrance = self.hindrance(target)
+                if hindrance is None:
+                    return None
+                reason = hindrance.text
+        else:
+            return Intention(event, reason, target)
+        return Intention(event, reason, target) if target is not None else None
 
     def refused_versions(self) -> set[int]:
         """Versions that may not serve: in quarantine here, or yanked by the channel."""
@@ -159,10 +204,22 @@ class Actions:
     def back_off(self, intention: Intention) -> None:
         """Wait longer after each failure in a row."""
         self.standing.failures += 1
+        self.standing.waits_for = ""
         reached(crash_point(WITHIN, Action.BACK_OFF))
         pause = back_off_s(self.standing.failures, base_s=self._retry_s)
         self.due = time.monotonic() + pause
         self.say("waiting", f"{intention.reason}; again in {pause:.0f} s", intention.target)
+
+    def postpone(self, intention: Intention) -> None:
+        """Want a version and do nothing about it yet: what was fetched or installed of it stays."""
+        target = intention.target
+        assert target is not None
+        activate.withdraw_offer(self.folder)
+        reached(crash_point(WITHIN, Action.POSTPONE))
+        hindrance = self.hindrance(target)
+        self.standing.target = target
+        self.standing.waits_for = hindrance.kind if hindrance else "nothing"
+        self.say("postponed", intention.reason, target)
 
     def install(self, intention: Intention) -> None:
         """Make the download an installed version; one that is installed already stays as it is."""
@@ -243,6 +300,18 @@ class Actions:
         self.standing.target = None
         self.tidy()
 
+    def turn_back(self, intention: Intention) -> None:
+        """Leave the version that a person has had enough of, and do not take it again unless approved."""
+        leaving = intention.target
+        assert leaving is not None
+        self._put_in_quarantine(intention, "hand")
+        way_back = self.way_back(leaving.version)
+        serving = activate.go_back(self.folder, leaving.version, way_back, Action.TURN_BACK)
+        wishes.forget_leaving(self.db, self.section.model)
+        self.say("rollback", f"{intention.reason}; version {serving} serves", leaving)
+        self.standing.target = None
+        self.tidy()
+
     def retire(self, intention: Intention) -> None:
         """Probation is over: let go of what is not needed any more."""
         reached(crash_point(WITHIN, Action.RETIRE))
@@ -253,12 +322,14 @@ class Actions:
         Action.TAKE_AIM: take_aim,
         Action.LET_GO: let_go,
         Action.BACK_OFF: back_off,
+        Action.POSTPONE: postpone,
         Action.INSTALL: install,
         Action.OFFER: offer,
         Action.ACTIVATE: activate,
         Action.QUARANTINE: quarantine,
         Action.GO_BACK: go_back,
         Action.ROLL_BACK: roll_back,
+        Action.TURN_BACK: turn_back,
         Action.RETIRE: retire,
     }
 
@@ -314,6 +385,14 @@ class Actions:
             }
         self.last_error = {**shown, "at": time.time()}
         _log.warning("%s: %s", self.section.model, shown["what"])
+
+    @contextlib.contextmanager
+    def noting_errors(self) -> Iterator[None]:
+        """Note an error and go on: for what may be left undone until the next time."""
+        try:
+            yield
+        except (SyncdError, OSError) as error:
+            self.note_error(error)
 
     def show_progress(self, received: int, total: int) -> None:
         """Told by a running download: encoded bytes."""

@@ -128,7 +128,8 @@ class Follow(Actions):
         standing.starts += 1
         standing.save(self.db, self.section.model)
         if standing.intention is None and standing.state is State.IDLE:
-            self.tidy()
+            with self.noting_errors():
+                self.tidy()
 
     def _matches_disk(self) -> bool:
         target, state = self.standing.target, self.standing.state
@@ -139,7 +140,9 @@ class Follow(Actions):
         if state in (State.INSTALLED, State.GATING, State.PROBATION):
             if installed_head(self.folder, target.version) != target.head_digest:
                 return False
-            return state is not State.PROBATION or self.folder.read_link("current") == target.version
+            with self.noting_errors():
+                return state is not State.PROBATION or self.folder.read_link("current") == target.version
+            return False
         return True
 
     # The poll.
@@ -179,15 +182,15 @@ class Follow(Actions):
         failures = 0
         while True:
             try:
-                event, reason = await self._next_event()
-                wanted = await self._in_thread(self.wanted) if event is Event.RELEASED else None
+                intention = await self._in_thread(self.intend, *await self._next_event())
             except (SyncdError, OSError) as error:  # somebody else wrote into the folder, or the disk fails
                 self.note_error(error)
                 failures += 1
                 await asyncio.sleep(back_off_s(failures, base_s=self._retry_s))
                 continue
             failures = 0
-            await self._carry_out(Intention(event, reason, wanted or self.standing.target))
+            if intention is not None:
+                await self._carry_out(intention)
 
     async def _next_event(self) -> tuple[Event, str]:
         """What happens next in this state: the end of its work, or news from the channel."""
@@ -257,6 +260,8 @@ class Follow(Actions):
         standing.state, standing.intention, standing.reason = goes_to, None, intention.reason
         if goes_to is not came_from:
             standing.starts = 0
+        if goes_to is not State.WAITING:
+            standing.waits_for = ""
         standing.save(self.db, model)
         _log.info(
             "%s: %s on %s to %s (%s)", model, came_from, intention.event, goes_to, intention.reason or action
@@ -269,6 +274,8 @@ class Follow(Actions):
         raise AssertionError("nothing ends this but a cancellation")
 
     async def _wait(self) -> tuple[Event, str]:
+        if self.standing.waits_for:
+            return await self._rest()  # a person ends it, and that is news
         await asyncio.sleep(max(0.0, self.due - time.monotonic()))
         return Event.DUE, ""
 

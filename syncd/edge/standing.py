@@ -21,6 +21,14 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Hindrance:
+    """Why a wanted version has to wait: a word for programs (`hold`, `approval`), a text for people."""
+
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Intention:
     """A transition that was begun: its action may have run in part, and is run again."""
 
@@ -36,7 +44,8 @@ class Standing:
     reason: why it stands here, for people. asked: how often voters were asked about the target. attempt: the number
     of the last offer, which only grows. starts: of the daemon since this state was entered. failures: attempts in a
     row that ended without the version. replans: targets given up half-way since the last install. probation_until:
-    Unix seconds. unfit: why the daemon's own checks refuse the target.
+    Unix seconds. unfit: why the daemon's own checks refuse the target. waits_for: in WAITING, whose word is waited for
+    ("hold", "approval"); "" where a failed attempt is repeated after a pause.
     """
 
     state: State = State.IDLE
@@ -49,6 +58,7 @@ class Standing:
     replans: int = 0
     probation_until: float = 0.0
     unfit: str = ""
+    waits_for: str = ""
     intention: Intention | None = None
 
     def save(self, db: Database, model: str) -> None:

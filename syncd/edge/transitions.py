@@ -28,8 +28,12 @@ class Event(StrEnum):
     """The channel names a version that is wanted and is not the one aimed at."""
     WITHDRAWN = "WITHDRAWN"
     """The version aimed at, or the one that serves, is no longer to be had: yanked, or the channel went back."""
+    POSTPONED = "POSTPONED"
+    """A release is wanted, but not now: this node is held, or nobody has approved it yet."""
     DUE = "DUE"
     """The reason for waiting is gone."""
+    TURNED_BACK = "TURNED_BACK"
+    """A person wants to leave the version that serves for the one before it."""
     VERIFIED = "VERIFIED"
     """Every segment is on disk and has its signed digest."""
     EXHAUSTED = "EXHAUSTED"
@@ -58,12 +62,14 @@ class Action(StrEnum):
     TAKE_AIM = "take_aim"
     LET_GO = "let_go"
     BACK_OFF = "back_off"
+    POSTPONE = "postpone"
     INSTALL = "install"
     OFFER = "offer"
     ACTIVATE = "activate"
     QUARANTINE = "quarantine"
     GO_BACK = "go_back"
     ROLL_BACK = "roll_back"
+    TURN_BACK = "turn_back"
     RETIRE = "retire"
 
 
@@ -72,33 +78,45 @@ _S, _E, _A = State, Event, Action
 TRANSITIONS: Final[dict[tuple[State, Event], tuple[State, Action]]] = {
     # in state        on event         go to          having done
     (_S.IDLE, _E.RELEASED): (_S.FETCHING, _A.TAKE_AIM),
+    (_S.IDLE, _E.POSTPONED): (_S.WAITING, _A.POSTPONE),
     (_S.IDLE, _E.WITHDRAWN): (_S.IDLE, _A.GO_BACK),
+    (_S.IDLE, _E.TURNED_BACK): (_S.IDLE, _A.TURN_BACK),
     (_S.WAITING, _E.RELEASED): (_S.FETCHING, _A.TAKE_AIM),
+    (_S.WAITING, _E.POSTPONED): (_S.WAITING, _A.POSTPONE),
     (_S.WAITING, _E.DUE): (_S.FETCHING, _A.TAKE_AIM),
     (_S.WAITING, _E.WITHDRAWN): (_S.IDLE, _A.LET_GO),
+    (_S.WAITING, _E.TURNED_BACK): (_S.IDLE, _A.TURN_BACK),
     (_S.FETCHING, _E.RELEASED): (_S.FETCHING, _A.TAKE_AIM),
+    (_S.FETCHING, _E.POSTPONED): (_S.WAITING, _A.POSTPONE),
     (_S.FETCHING, _E.WITHDRAWN): (_S.IDLE, _A.LET_GO),
+    (_S.FETCHING, _E.TURNED_BACK): (_S.IDLE, _A.TURN_BACK),
     (_S.FETCHING, _E.EXHAUSTED): (_S.WAITING, _A.BACK_OFF),
     (_S.FETCHING, _E.VERIFIED): (_S.INSTALLED, _A.INSTALL),
     (_S.INSTALLED, _E.READY): (_S.GATING, _A.OFFER),
     (_S.INSTALLED, _E.UNFIT): (_S.IDLE, _A.QUARANTINE),
     (_S.INSTALLED, _E.UNSERVABLE): (_S.IDLE, _A.ACTIVATE),
+    (_S.INSTALLED, _E.TURNED_BACK): (_S.IDLE, _A.TURN_BACK),
     (_S.GATING, _E.PASSED): (_S.PROBATION, _A.ACTIVATE),
     (_S.GATING, _E.UNANSWERED): (_S.GATING, _A.OFFER),
     (_S.GATING, _E.REFUSED): (_S.IDLE, _A.QUARANTINE),
+    (_S.GATING, _E.POSTPONED): (_S.WAITING, _A.POSTPONE),
     (_S.GATING, _E.WITHDRAWN): (_S.IDLE, _A.LET_GO),
+    (_S.GATING, _E.TURNED_BACK): (_S.IDLE, _A.TURN_BACK),
     (_S.PROBATION, _E.SURVIVED): (_S.IDLE, _A.RETIRE),
     (_S.PROBATION, _E.DEGRADED): (_S.IDLE, _A.ROLL_BACK),
     (_S.PROBATION, _E.WITHDRAWN): (_S.IDLE, _A.GO_BACK),
+    (_S.PROBATION, _E.TURNED_BACK): (_S.IDLE, _A.TURN_BACK),
 }
 
-# Kept by the channel's own facts, looked at again in the next state: nothing is lost by not acting now.
+# Kept by the channel's own facts and by what people chose, looked at again in the next state: nothing is lost by not acting now.
 DEFERRED: Final[frozenset[tuple[State, Event]]] = frozenset(
     {
         (_S.INSTALLED, _E.RELEASED),
+        (_S.INSTALLED, _E.POSTPONED),
         (_S.INSTALLED, _E.WITHDRAWN),
         (_S.GATING, _E.RELEASED),
         (_S.PROBATION, _E.RELEASED),
+        (_S.PROBATION, _E.POSTPONED),
     }
 )
 
@@ -119,7 +137,7 @@ NEVER: Final[dict[State, frozenset[Event]]] = {
 
 AFTER_RESTART: Final[dict[State, State]] = {
     _S.IDLE: _S.IDLE,
-    _S.WAITING: _S.WAITING,  # and due at once: the reason may be gone
+    _S.WAITING: _S.WAITING,  # and looked at again at once: the reason may be gone
     _S.FETCHING: _S.FETCHING,  # goes on from the journal
     _S.INSTALLED: _S.INSTALLED,
     _S.GATING: _S.GATING,  # asked anew, the attempt counts

@@ -41,6 +41,13 @@ MIGRATIONS: Final[tuple[str, ...]] = (
         id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, kind TEXT NOT NULL, model TEXT,
         data TEXT NOT NULL);
     """,
+    """
+    CREATE TABLE wishes (
+        model TEXT PRIMARY KEY, held INTEGER NOT NULL, pinned TEXT, leaving TEXT, at REAL NOT NULL);
+    CREATE TABLE approvals (
+        model TEXT NOT NULL, version INTEGER NOT NULL, head_digest TEXT NOT NULL, at REAL NOT NULL,
+        PRIMARY KEY (model, version, head_digest));
+    """,
 )
 
 

@@ -151,6 +151,7 @@ async def test_current_moves_when_every_voter_has_accepted_and_not_before(publis
             attempt = it.folder.read_offer().attempt
             first.write(FollowerReport(version=1, vote=Vote(2, "accept", "", attempt)))
             await it.until(lambda: any(each["version"] == 1 for each in it.follow.snapshot()["followers"]))
+            await it.until(lambda: it.state is State.GATING)
             assert (it.serving, it.state) == (1, State.GATING)
             second.write(FollowerReport(version=1, held=True))
             await it.serves(2)

@@ -116,6 +116,8 @@ async def test_something_else_in_the_place_of_a_link_is_told_and_mended_by_its_r
         await it.until(lambda: it.follow.last_error)
         assert it.follow.last_error["code"] == "document-invalid"
         assert not it.task.done()
+    async with edge(published, tmp_path / "node") as it:
+        await it.until(lambda: it.follow.last_poll and it.follow.last_error)
         (it.folder.path / "current").unlink()
         await it.serves(2)
 
