@@ -79,6 +79,10 @@ def command(
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(context: typer.Context, **given: Any) -> None:
             common = _gather(context, given)
+            if common.verbose:
+                from syncd.daemon.logs import start_logging
+
+                start_logging(verbose=True)
             try:
                 status = function(common, **given)
             except KeyboardInterrupt as error:  # before typer sees it: it would exit without a word
