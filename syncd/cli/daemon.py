@@ -19,14 +19,23 @@ def register(app: typer.Typer) -> None:
     command(app, "demo", example="syncd demo --keep /tmp/demo")(demo)
 
 
-def run(common: Common) -> int:
+def run(
+    common: Common,
+    with_serve: Annotated[
+        bool, typer.Option("--with-serve", help="`syncd serve` as a child: for laptops and containers")
+    ] = False,
+) -> int:
     """The daemon: publish what training writes, follow what is released, until SIGTERM. SIGHUP reloads."""
     from syncd import paths
     from syncd.daemon.logs import start_logging
     from syncd.daemon.run import run_daemon
 
     start_logging(verbose=common.verbose, quiet=common.quiet)
-    return run_daemon(common.load, config_file=paths.config_file(common.config))
+    return run_daemon(
+        common.load,
+        config_file=paths.config_file(common.config),
+        serve_words=common.words() if with_serve else None,
+    )
 
 
 def demo(

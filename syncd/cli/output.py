@@ -31,6 +31,12 @@ class Common:
         """The options that override the configuration, as `load_config` wants them."""
         return {"store.url": self.store}
 
+    def words(self) -> list[str]:
+        """The options that a child process of the same kind is given."""
+        given = [("-c", self.config), ("--store", self.store)]
+        told = [str(each) for name, value in given if value is not None for each in (name, value)]
+        return told + ["-q"] * self.quiet + ["-v"] * self.verbose
+
     def load(self) -> Config:
         """The whole configuration; ConfigInvalid with every mistake."""
         from syncd.config import load_config

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from syncd.cli.common import Common, command
-from syncd.errors import UsageError
+from syncd.errors import Failed, UsageError
 
 if TYPE_CHECKING:
     from syncd.config import Config
     from syncd.predictor.server import ServeOptions
 
 MOST_THREADS = 4
+_SET_PARENT_DEATH_SIGNAL = 1
 
 
 def register(app: typer.Typer) -> None:
@@ -34,9 +37,22 @@ def serve(
     from syncd.daemon.notify import Notifier
     from syncd.predictor import server
 
+    _end_with_parent()
     start_logging(verbose=common.verbose, quiet=common.quiet)
     config = load_config(common.config, {**common.flags(), "serve.listen": listen})
     return server.serve(options_of(common, config), Notifier())
+
+
+def _end_with_parent() -> None:
+    """A child of `syncd run --with-serve` is told to end when its daemon is gone, however it went."""
+    from syncd.daemon.child import PARENT
+
+    parent = os.environ.pop(PARENT, "")
+    if not parent:
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_SET_PARENT_DEATH_SIGNAL, int(signal.SIGTERM))
+    if str(os.getppid()) != parent:
+        raise Failed("the daemon that this server was started for is gone")
 
 
 def options_of(common: Common, config: Config) -> ServeOptions:

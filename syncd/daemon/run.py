@@ -9,6 +9,7 @@ import logging
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -16,6 +17,7 @@ import syncd
 from syncd import paths
 from syncd.config import Config
 from syncd.daemon import roles
+from syncd.daemon.child import keep_serving
 from syncd.daemon.contact import Contact, ObservedStore
 from syncd.daemon.notify import Notifier
 from syncd.daemon.supervise import Supervisor
@@ -35,12 +37,15 @@ INTERRUPTED: Final = 130
 _TIMES: Final = ("last_poll", "last_contact", "last_change", "probation_until")
 
 
-def run_daemon(load: roles.Loader, *, config_file: Path | None) -> int:
+def run_daemon(
+    load: roles.Loader, *, config_file: Path | None, serve_words: Sequence[str] | None = None
+) -> int:
     """Run until SIGTERM (0) or Ctrl-C (130).
 
     Args:
         load: reads the configuration, now and at every SIGHUP.
         config_file: where it comes from: it names the unit's folders.
+        serve_words: what `syncd serve` is told as a child of this daemon; None: there is no such child.
     Raises:
         ConfigInvalid, NodeBusy, PortBusy and what opening the state says: nothing was started.
     """
@@ -54,7 +59,7 @@ def run_daemon(load: roles.Loader, *, config_file: Path | None) -> int:
                 f"{error.strerror}: {error.filename}",
                 do="mend its owner or mode, or write another [node] folder; nothing was started",
             ) from error
-        return asyncio.run(daemon.run())
+        return asyncio.run(daemon.run(serve_words))
 
 
 def _open(
@@ -99,7 +104,7 @@ class Daemon:
         self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
         self._started_at = time.time()
 
-    async def run(self) -> int:
+    async def run(self, serve_words: Sequence[str] | None = None) -> int:
         """Start everything, then obey signals."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -108,6 +113,11 @@ class Daemon:
         self._supervisor.start("status", lambda: serve(self._listener, self))
         await self._apply(self._config)
         self._supervisor.start("tell", self._tell_systemd)
+        if serve_words is not None:
+            within_s = self._config.shutdown_within
+            self._supervisor.start(
+                "serve", lambda: keep_serving(serve_words, self._ground.node.path, within_s)
+            )
         node, address = self._ground.node.path, self._listener.address
         log.info(
             "runs",
@@ -172,7 +182,10 @@ class Daemon:
     async def _flush(self) -> None:
         """Stop what follows, and let each publisher bring its current release to an end."""
         following = [name for name, role in self._roles.items() if not role.publishes]
-        await asyncio.gather(*(self._supervisor.stop(name) for name in following))
+        await asyncio.gather(
+            self._supervisor.stop("serve", within_s=self._config.shutdown_within),
+            *(self._supervisor.stop(name) for name in following),
+        )
         for name, role in self._roles.items():
             flush = getattr(role.worker, "flush", None)
             if role.publishes and flush is not None:

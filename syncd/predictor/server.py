@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final, Protocol
+from typing import Any, Final, NoReturn, Protocol
 
 import h11
 import uvicorn
@@ -113,8 +113,11 @@ async def _run(
     for task in keeping:
         task.cancel()
     inference.workers.close()
+    status = INTERRUPTED if number == signal.SIGINT else 0
+    if inference.workers.taken:
+        _leave(models, status)
     log.info("ended")
-    return INTERRUPTED if number == signal.SIGINT else 0
+    return status
 
 
 async def _first_look(models: Sequence[ServedModel], ended: asyncio.Task[signal.Signals]) -> None:
@@ -141,6 +144,15 @@ def _server(inference: Inference) -> _Server:
         timeout_graceful_shutdown=1,
     )
     return _Server(config)
+
+
+def _leave(models: Sequence[ServedModel], status: int) -> NoReturn:
+    """End though a prediction does not: Python would wait for its thread for ever."""
+    log.warning("ended with a prediction that does not end")
+    for model in models:
+        model.close()
+    logging.shutdown()
+    os._exit(status)
 
 
 async def _keep(notifier: Notifier) -> None:

@@ -73,13 +73,13 @@ def wait_until(holds: Callable[[], bool], what: str, within_s: float = 30.0) -> 
 class Daemon:
     """A running `syncd run`; its stderr is kept in a file."""
 
-    def __init__(self, config: Path, log: Path, **env: str) -> None:
+    def __init__(self, config: Path, log: Path, *words: str, **env: str) -> None:
         self.config = config
         self.log = log
         self._from = log.stat().st_size if log.exists() else 0
         with log.open("ab") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "syncd", "run", "-c", str(config)],
+                [sys.executable, "-m", "syncd", "run", "-c", str(config), *words],
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
                 stdin=subprocess.DEVNULL,
@@ -113,9 +113,9 @@ class Daemon:
 
 
 @contextlib.contextmanager
-def running(config: Path, **env: str) -> Iterator[Daemon]:
+def running(config: Path, *words: str, **env: str) -> Iterator[Daemon]:
     """A daemon that is up when the block begins and gone when it ends."""
-    daemon = Daemon(config, config.parent / f"{config.stem}.log", **env)
+    daemon = Daemon(config, config.parent / f"{config.stem}.log", *words, **env)
     try:
         daemon.wait_for("runs  version=")
         yield daemon

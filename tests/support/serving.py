@@ -22,7 +22,12 @@ from tests.support.small_daemon import activate
 from tests.support.versions import golden_of, install_version, make_model_folder
 
 # The socket's descriptor becomes 3 and the process's own id LISTEN_PID, as systemd does it.
-_ACTIVATED = 'exec 3<&"$0"; export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@"'
+_ACTIVATED = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 class Server:
@@ -32,7 +37,7 @@ class Server:
         self.log = config.with_suffix(".serve.log")
         command: list[str] = [sys.executable, "-m", "syncd", "serve", "-c", str(config)]
         if held is not None:
-            command = ["sh", "-c", _ACTIVATED, str(held.fileno()), *command]
+            command = [sys.executable, "-I", "-S", "-c", _ACTIVATED, str(held.fileno()), *command]
         with self.log.open("ab") as stderr:
             self.process = subprocess.Popen(
                 command,

@@ -123,8 +123,9 @@ class ServedModel:
         self._predictor = Predictor(self._follower, self._place)
 
     def start(self) -> None:
-        """Follow from now on, in a thread of its own; the first version may be there or come later."""
+        """Follow from now on, in a thread of its own; blocks until what is installed serves or is refused."""
         self._follower.start()
+        self._follower.wait_for_first_look()
 
     def close(self) -> None:
         """Leave the node folder; calls in flight finish."""
