@@ -158,6 +158,25 @@ class NodeSection(Section):
     )
 
 
+class HookSection(Section):
+    """What is told or run after something has happened on this node; it never holds the edge up."""
+
+    on: Literal["install", "swap", "rollback"]
+    command: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="program and arguments, run once without a shell"
+    )
+    http: str | None = Field(
+        default=None, pattern=r"^https?://[^\s]+$", description="a URL that is posted to, again if it fails"
+    )
+    within: Duration = Field(default=30.0, ge=0.1, le=3600.0, description="time for one run or one request")
+
+    @model_validator(mode="after")
+    def _one(self) -> HookSection:
+        if (self.command is None) == (self.http is None):
+            raise ValueError("give command or http, not both and not neither")
+        return self
+
+
 class FollowSection(Section):
     """One model that this node follows."""
 
@@ -168,11 +187,15 @@ class FollowSection(Section):
         default=None, description='in place of poll: "0 2 * * sun", the node\'s local time'
     )
     keep: int = Field(default=2, ge=2, le=1000)
+    approve: Literal["automatic", "manual"] = Field(
+        default="automatic", description="manual: nothing is fetched before `syncd approve`"
+    )
     probation: Duration = Field(default=600.0, ge=0.0, le=30 * 86400.0)
     probation_errors: int = Field(
         default=1, ge=1, description="failed or non-finite predictions in probation that roll back"
     )
     gate_within: Duration = Field(default=60.0, ge=0.1, le=86400.0)
+    hooks: tuple[HookSection, ...] = ()
 
 
 class ServeModelSection(Section):
@@ -220,8 +243,10 @@ class ServeSection(Section):
 class StatusSection(Section):
     """Where the daemon answers."""
 
-    listen: str | None = Field(
-        default=None, description="a socket's path or a loopback HOST:PORT; default: status.sock"
+    listen: str | None = Field(default=None, description="a socket's path or HOST:PORT; default: status.sock")
+    token_file: Path | None = Field(
+        default=None,
+        description="TCP only: the token that changes, and everything from elsewhere, must bring",
     )
 
 

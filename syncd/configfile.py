@@ -31,6 +31,7 @@ PATHS: Final = frozenset(
         ("trust", "root"),
         ("trust", "keys"),
         ("node", "folder"),
+        ("status", "token_file"),
         ("publish", "watch"),
         ("publish", "golden", "file"),
     }

@@ -120,7 +120,7 @@ class Actions:
         target = self.standing.target
         if event is Event.TURNED_BACK:
             leaving = wishes.load(self.db, self.section.model).leaving
-            target = leaving and Target(leaving.version, leaving.head_digest, leaving.head_length)
+            target = Target(leaving.version, leaving.head_digest, leaving.head_length) if leaving else None
             reason = "rolled back by hand"
         elif event in (Event.RELEASED, Event.POSTPONED):
             target = self.wanted()

@@ -11,12 +11,13 @@ from typing import Any, ClassVar, Final, TypeVar
 
 from syncd.config import FollowSection
 from syncd.crashpoint import reached
-from syncd.edge import transitions
+from syncd.edge import commands, transitions
 from syncd.edge.actions import Actions
 from syncd.edge.counted import Counted
 from syncd.edge.documents import read_documents
 from syncd.edge.face import node_face
 from syncd.edge.fetch import Download
+from syncd.edge.hooks import Hooks
 from syncd.edge.install import installed_head
 from syncd.edge.poll import PollClock, back_off_s
 from syncd.edge.snapshot import snapshot
@@ -64,6 +65,7 @@ class Follow(Actions):
         self._trust = ModelTrust(self._store, section.model, node.path / "trust" / section.model, trust_root)
         self._clock = clock or PollClock(section.poll, section.cron)
         self._retry_s = retry_s
+        self.hooks = Hooks(section.hooks, self.folder, db, retry_s=retry_s)
         self._news = asyncio.Event()
         self._wake: asyncio.Event | None = None
         self._poll_failures = 0
@@ -81,6 +83,7 @@ class Follow(Actions):
                 wake.set()
                 group.create_task(self._polling(wake), name=f"poll {self.section.model}")
                 group.create_task(self._machine(), name=f"follow {self.section.model}")
+                group.create_task(self.hooks.run(), name=f"hooks {self.section.model}")
                 group.create_task(self._until_ended(), name=f"end {self.section.model}")
         finally:
             self._stop.set()
@@ -102,6 +105,31 @@ class Follow(Actions):
         if self._wake is not None:
             self._wake.set()
 
+    def look_again(self) -> None:
+        """What people chose has changed; from the event loop."""
+        self._news.set()
+
+    async def obey(self, command: str, version: int | None, by: str) -> dict[str, Any]:
+        """What a person tells this model: see `commands.obey`."""
+        return await commands.obey(self, self._trust, command, version, by)
+
+    async def obey_alone(self, command: str, version: int | None, by: str) -> dict[str, Any]:
+        """The same where no daemon runs and this process holds its lock: a rollback is carried out at once."""
+        self.facts = await self._in_thread(self._trust.accepted, self.section.channel)
+        if command != "rollback":
+            return await self.obey(command, version, by)
+        await self._in_thread(self._start)
+        if self.standing.intention is not None:
+            await self._carry_out(self.standing.intention)
+        asked = asyncio.create_task(self.obey(command, version, by))
+        await asyncio.wait(
+            {asked, asyncio.ensure_future(self._news.wait())}, return_when=asyncio.FIRST_COMPLETED
+        )
+        intention = await self._in_thread(self.intend, Event.TURNED_BACK, "")
+        if intention is not None:
+            await self._carry_out(intention)
+        return await asked
+
     def snapshot(self) -> dict[str, Any]:
         """This model's object in `/v1/status`. Blocks for a few small reads."""
         return snapshot(self)
@@ -110,6 +138,7 @@ class Follow(Actions):
         """Take up the machine where the last process left it."""
         self.folder.make()
         self.folder.sweep()
+        self.hooks.begin()
         self.dead_before = frozenset(each.id for each in read_dead(self.folder))
         try:
             self.standing = load_standing(self.db, self.section.model)
@@ -232,6 +261,7 @@ class Follow(Actions):
         while True:
             try:
                 await self._in_thread(self._act, intention, *row)
+                self.hooks.wake.set()
                 return
             except (SyncdError, OSError) as error:
                 self.note_error(error)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from syncd.edge import hooks
 from syncd.edge.transitions import State
 from syncd.errors import DocumentInvalid
 from syncd.node.followers import read_followers
 from syncd.node.links import LinkName
-from syncd.state import installed
+from syncd.state import installed, wishes
 
 if TYPE_CHECKING:
     from syncd.edge.actions import Actions
@@ -22,6 +23,7 @@ def snapshot(follow: Follow) -> dict[str, Any]:
     """The object, plain JSON. Blocks for a few small reads; from any thread."""
     standing, facts = follow.standing, follow.facts
     progress = follow.progress
+    wish = wishes.load(follow.db, follow.section.model)
     return {
         "model": follow.section.model,
         "channel": follow.section.channel,
@@ -37,6 +39,11 @@ def snapshot(follow: Follow) -> dict[str, Any]:
             {"version": each.version, "stage": each.stage, "reason": each.reason}
             for each in installed.quarantine(follow.db, follow.section.model)
         ],
+        "held": wish.held,
+        "pinned": wish.pinned.version if wish.pinned else None,
+        "approve": follow.section.approve,
+        "waits_for": (standing.waits_for or None) if standing.state is State.WAITING else None,
+        "hooks": hooks.told(follow.section.hooks, follow.section.model, follow.db),
         "last_poll": follow.last_poll,
         "last_contact": follow.last_contact,
         "last_change": _changed_at(follow),

@@ -108,7 +108,7 @@ TRANSITIONS: Final[dict[tuple[State, Event], tuple[State, Action]]] = {
     (_S.PROBATION, _E.TURNED_BACK): (_S.IDLE, _A.TURN_BACK),
 }
 
-# Kept by the channel's own facts and by what people chose, looked at again in the next state: nothing is lost by not acting now.
+# Kept by the channel's own facts and people's wishes, looked at again in the next state: nothing is lost by waiting.
 DEFERRED: Final[frozenset[tuple[State, Event]]] = frozenset(
     {
         (_S.INSTALLED, _E.RELEASED),

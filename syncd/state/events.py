@@ -10,6 +10,9 @@ from typing import Any, Final
 from syncd.state.db import Database
 
 KEPT: Final = 10_000
+SOURCE: Final = "urn:syncd:node"
+"""CloudEvents' source is this and the node's name; TYPE and the kind are its type."""
+TYPE: Final = "syncd."
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,16 @@ def record(db: Database, kind: str, model: str | None = None, **data: Any) -> in
         )
         change.execute("DELETE FROM events WHERE id <= ?", (number - KEPT,))
     return number
+
+
+def newest(db: Database) -> int:
+    """The id of the newest event, 0 before the first."""
+    return int(db.rows("SELECT coalesce(max(id), 0) FROM events")[0][0])
+
+
+def oldest(db: Database) -> int:
+    """The id of the oldest event that is kept, 0 if there is none."""
+    return int(db.rows("SELECT coalesce(min(id), 0) FROM events")[0][0])
 
 
 def since(db: Database, last: int, limit: int = 1000) -> list[Event]:
