@@ -23,7 +23,7 @@ from syncd.edge.transitions import CRASH_POINTS, WITHIN, Action, crash_point
 from syncd.node.followers import FollowerReport
 from syncd.node.links import NodeFolder
 from syncd.publisher.commit import open_model
-from syncd.state import installed
+from syncd.state import installed, wishes
 from syncd.state.db import Database
 from syncd.trust.names import channel_role
 from syncd.trust.signing import channel_target
@@ -53,6 +53,7 @@ class Scenario:
     quarantined: tuple[int, ...] = ()
     mended: str | None = None  # the store after the crash, where it is another
     failing_follower: bool = False
+    wish: str = ""  # what a person chose: "hold", lifted after the crash, or "leave" the version that serves
 
 
 UPDATE = Scenario("serving-1", "two", 2)
@@ -67,6 +68,8 @@ SCENARIOS = {
     Action.ROLL_BACK: Scenario("serving-1", "two", 1, quarantined=(2,), failing_follower=True),
     Action.LET_GO: Scenario("waiting-for-2", "spoiled-and-back", 1),
     Action.GO_BACK: Scenario("serving-2", "yanked", 1),
+    Action.POSTPONE: Scenario("serving-1", "two", 2, wish="hold"),
+    Action.TURN_BACK: Scenario("serving-2", "two", 1, quarantined=(2,), wish="leave"),
 }
 # The points of the table, further times that one is passed, and the one inside a download.
 EXTRA = {
@@ -173,9 +176,20 @@ def _look(node: Path, allowed: set[int]) -> None:
         assert (folder.version_folder(version) / "model.digests").exists()
 
 
+def _wish(case: Scenario, node: Path, *, crashed: bool) -> None:
+    """Choose what the scenario says, as the commands for people do."""
+    if case.wish:
+        with Database(node / "state.db") as db:
+            if case.wish == "hold":
+                wishes.save(db, "m", wishes.Wishes(held=not crashed))
+            elif not crashed:
+                wishes.save(db, "m", wishes.Wishes(leaving=installed.installed(db, "m")[2]))
+
+
 def _recover(base: Path, forked: Forked, point: str, case: Scenario, node: Path) -> None:
     """Started again it ends by itself where it has to."""
     _look(node, {1, 2})
+    _wish(case, node, crashed=True)
     text = _run(forked, base, node, base / (case.mended or case.store), "--until", case.ends_on)
     shown = json.loads(next(line for line in text.splitlines() if line.startswith("{")))
     assert (shown["serving"], shown["state"]) == (case.ends_on, "IDLE")
@@ -203,6 +217,7 @@ def _kill_and_recover(base: Path, forked: Forked, point: str) -> str:
     case = CASES[point]
     node = base / f"node-{os.urandom(6).hex()}"
     shutil.copytree(base / case.node, node, symlinks=True)
+    _wish(case, node, crashed=False)
     held = _followers(case, node)
     try:
         _crash(base, forked, point, node, base / case.store, "KILL")
@@ -221,6 +236,7 @@ def _cut_and_recover(
     node = mount / "node"
     shutil.rmtree(node, ignore_errors=True)
     shutil.copytree(base / case.node, node, symlinks=True)
+    _wish(case, node, crashed=False)
     subprocess.run(["sync", "-f", str(mount)], check=True, timeout=60)
     held = _followers(case, node)
 
