@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from syncd.predictor import Predictor, open_predictor
+from tests.support.preferred import be_preferred
 
 THREADS = 4
 TOLERANCE = 1e-4
@@ -67,6 +68,7 @@ def call_until(
 def main() -> None:
     """Serve, call, report."""
     node, model, answers_path = sys.argv[1:4]
+    be_preferred()
     torch.set_num_threads(1)
     answers = load_file(answers_path)
     predictor = open_predictor(model, node=Path(node), wait="60s")

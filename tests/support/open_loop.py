@@ -8,9 +8,7 @@ OUT: rows of (due, ended, good) on CLOCK_MONOTONIC.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import sys
 import threading
 import time
@@ -22,6 +20,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from syncd.predictor import Predictor, open_predictor
+from tests.support.preferred import be_preferred
 
 THREADS = 4
 TOLERANCE = 1e-3
@@ -64,14 +63,6 @@ def call_on_time(
             ended, good = time.monotonic(), False
         rows.append((due, ended, float(good)))
         due += THREADS / rate
-
-
-def be_preferred() -> None:
-    """Where allowed, go before other work on this machine: it shall not be what is measured."""
-    with contextlib.suppress(PermissionError, FileNotFoundError):
-        os.setsid()  # a scheduling group of its own
-        os.setpriority(os.PRIO_PROCESS, 0, -15)
-        Path("/proc/self/autogroup").write_text("-15")
 
 
 def calls_a_second(predictor: Predictor, images: torch.Tensor, seconds: float = 3.0) -> float:
