@@ -24,7 +24,7 @@ DIGESTS_FILE: Final = "model.digests"
 HEAD_FILE: Final = "head.json"
 GOLDEN_FILE: Final = "golden.safetensors"
 FILES_FOLDER: Final = "files"
-RESERVED: Final = frozenset({MODEL_FILE, DIGESTS_FILE, HEAD_FILE, FILES_FOLDER})
+RESERVED: Final = frozenset({MODEL_FILE, DIGESTS_FILE, HEAD_FILE, FILES_FOLDER, ".syncd"})
 
 MAX_VERSION: Final = 2**53 - 1
 MAX_OFFER_BYTES: Final = 4096
