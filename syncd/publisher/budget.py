@@ -9,7 +9,8 @@ from collections import deque
 from typing import Final
 
 SEGMENT_LIMIT: Final = 16 * 2**20
-IN_FLIGHT_LIMIT: Final = 64 * 2**20
+IN_FLIGHT_LIMIT: Final = 48 * 2**20
+"""What is being read, waits for its pack, or is being put; with the copy that closing a pack takes, 64 MiB in all."""
 
 
 _M_ARENA_MAX: Final = -8

@@ -134,12 +134,14 @@ class Publisher:
 
     async def _until_honest(self, wake: asyncio.Event) -> None:
         """Prove the store before anything is entrusted to it; until it answers, wait longer and longer."""
-        while not self._flush_asked:
+        while True:
             try:
                 await probe(self._place.store)
                 return
             except StoreError as error:
                 self._everything_waits(error)
+            if self._flush_asked:
+                self._end_flush()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(0.0, self._all_wait.until - self._clock())):
                     await wake.wait()
@@ -179,12 +181,14 @@ class Publisher:
                     else "idle"
                 )
                 if hurry:
-                    self._flush_asked = False
-                    self._flushed.set()
+                    self._end_flush()
                 return
             if not await self._publish(ready) and hurry:
-                self._flush_asked = False
-                self._flushed.set()
+                self._end_flush()
+
+    def _end_flush(self) -> None:
+        self._flush_asked = False
+        self._flushed.set()
 
     def _done_of(self, found: list[Candidate]) -> list[str]:
         return [each.identity for each in found if self._memory.of(each.identity) is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 from pathlib import Path
@@ -107,3 +108,15 @@ async def test_a_full_store_is_said_and_the_checkpoint_goes_up_when_there_is_roo
     assert read_back(publishing.model_folder, versions[-1].version).files() == {
         "1.pt": (publishing.runs / "1.pt").read_bytes()
     }
+
+
+async def test_a_flush_ends_while_the_store_is_away_and_nothing_is_entrusted_to_it(tmp_path: Path) -> None:
+    publishing = await make_publishing(tmp_path)
+    save_checkpoint(publishing.runs / "1.pt")
+    publishing.signed.folder.rename(tmp_path / "away")
+    publisher = make_publisher(publishing)
+    async with running(publisher):
+        await until(lambda: publisher.snapshot()["last_error"] is not None, publisher)
+        await asyncio.wait_for(publisher.flush(), 30)
+        assert publisher.snapshot()["state"] == "backing-off"
+    assert not publishing.signed.folder.exists()
