@@ -52,7 +52,11 @@ class Serving:
         self._moves_to = None if device.type == "cpu" else device
 
     def predict(self, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
-        """`module(*args, **keywords)` without gradients; raises whatever forward raises, counted."""
+        """`module(*args, **keywords)` without gradients; raises whatever forward raises.
+
+        It counts against the version unless the arguments are of another kind than those it is known to answer: a
+        caller who sends the wrong shape or dtype must not roll a good version back.
+        """
         started = time.perf_counter()
         try:
             if self._moves_to is not None:
@@ -61,12 +65,19 @@ class Serving:
             with torch.no_grad():
                 output = self.module(*args, **keywords)
         except Exception:
-            self.calls.raised()
+            if self._answers_such(args, keywords):
+                self.calls.raised()
             raise
         self.calls.answered(started, args, output)
         if self.example is None:
             self.example = _example(args, keywords)
         return output
+
+    def _answers_such(self, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> bool:
+        """Whether arguments have dtypes and (but for the first dimension) shapes of a good call or the sample."""
+        known = [each for each in (self.example, self.sample and self.sample.inputs) if each]
+        asked = _example(args, keywords)
+        return not known or not asked or any(_alike(asked, each) for each in known)
 
 
 def retire(serving: Serving) -> None:
@@ -256,6 +267,10 @@ def _example(args: tuple[Any, ...], keywords: Mapping[str, Any]) -> Example:
     if keywords or not all(isinstance(each, torch.Tensor) for each in args):
         return ()
     return _kinds(args)
+
+
+def _alike(asked: Example, known: Example) -> bool:
+    return [(shape[1:], dtype) for shape, dtype in asked] == [(shape[1:], dtype) for shape, dtype in known]
 
 
 def _kinds(tensors: Sequence[torch.Tensor]) -> Example:

@@ -32,7 +32,7 @@ INPUT = torch.linspace(-1.0, 1.0, 8).reshape(2, 4)
 
 
 class Net(nn.Module):
-    """Answers its inputs times a weight; NaN for an input of 7, and refuses other shapes."""
+    """Answers its inputs times a weight; NaN for an input of 7, raises for one of 9, and refuses other shapes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,6 +42,8 @@ class Net(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if images.shape[-1] != 4:
             raise ValueError(f"shape {tuple(images.shape)}")
+        if bool((images == 9.0).any()):
+            raise ArithmeticError("nine")
         answer: torch.Tensor = torch.where(images == 7.0, float("nan"), images * self.weight)
         return answer
 
@@ -256,7 +258,9 @@ def test_calls_errors_and_answers_that_are_not_finite_are_reported(folder: Model
     for _ in range(5):
         predictor(INPUT)
     with pytest.raises(ValueError, match=r"shape \(1, 3\)"):
-        predictor(torch.ones(1, 3))
+        predictor(torch.ones(1, 3))  # the caller's own mistake: not the version's error
+    with pytest.raises(ArithmeticError, match="nine"):
+        predictor(torch.full((3, 4), 9.0))
     assert predictor(torch.full((1, 4), 7.0)).isnan().all()
     assert predictor(torch.full((1, 4), float("inf"))).isinf().all()  # came in with the call
     wait_until(lambda: only_report(folder).predictions == 7, "7 predictions in the report")
