@@ -7,9 +7,10 @@ import json
 import os
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 from syncd import durable
+from syncd.artifact.finite import count_nonfinite
 from syncd.artifact.layout import TensorEntry
 from syncd.artifact.segment import digest
 from syncd.artifact.view import check_model_file
@@ -21,14 +22,9 @@ from syncd.edge.transitions import WITHIN, Action, crash_point
 from syncd.errors import Failed
 from syncd.node.links import DIGESTS_FILE, HEAD_FILE, MODEL_FILE, ModelFolder
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 _PIECE_BYTES: Final = (
     4 << 20
 )  # a multiple of every item size; small enough to stay in the cache between two looks
-_EXPONENTS: Final = {"BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00)}
-_NATIVE: Final = {"F32": "<f4", "F64": "<f8", "C64": "<f4", "C128": "<f8"}
 
 
 def finish(staged: Path, documents: Documents, stop: threading.Event | None = None) -> str:
@@ -123,26 +119,6 @@ def _look_at(
         wrong += count_nonfinite(piece, tensor.dtype)
         offset, left = offset + len(piece), left - len(piece)
     return known or f"sha256:{sha.hexdigest()}", wrong
-
-
-def count_nonfinite(data: bytes, dtype: str) -> int:
-    """How many numbers in `data` are NaN or infinite; 0 for dtypes that have none, or are not looked at (8 bits)."""
-    if dtype in _EXPONENTS:
-        kind, exponent = _EXPONENTS[dtype]
-        bits = _array(data, kind)
-        return int(((bits & exponent) == exponent).sum())
-    if dtype in _NATIVE:
-        import numpy
-
-        return int(numpy.count_nonzero(~numpy.isfinite(_array(data, _NATIVE[dtype]))))
-    return 0
-
-
-def _array(data: bytes, kind: str) -> NDArray[Any]:
-    import numpy
-
-    usable = len(data) - len(data) % numpy.dtype(kind).itemsize
-    return numpy.frombuffer(data, kind, count=usable // numpy.dtype(kind).itemsize)
 
 
 def source_of(path: Path, documents: Documents) -> Source:

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from syncd.artifact import codecs
+from syncd.artifact.finite import count_nonfinite
 from syncd.artifact.pack import Pack, PackWriter
 from syncd.artifact.segment import Row, digest
 from syncd.errors import SyncdError
 from syncd.publisher.budget import ByteBudget, bound_allocator
 from syncd.publisher.filehash import FileHashes
-from syncd.publisher.finite import all_finite
 from syncd.publisher.material import Material
 
 WORKERS: Final = 2
@@ -71,7 +71,7 @@ def encode_segment(material: Material, index: int, known: Mapping[str, Row], buf
     if name in known:
         return Encoded(index, name, data)
     codec, payload = codecs.encode_plain(data, cut.dtype)
-    return Encoded(index, name, data, codec, payload, not cut.model or all_finite(data, cut.dtype))
+    return Encoded(index, name, data, codec, payload, not cut.model or count_nonfinite(data, cut.dtype) == 0)
 
 
 class SegmentStream:

@@ -2,12 +2,10 @@
 
 import asyncio
 
-import numpy as np
 import pytest
 
 from syncd.edge.budget import Budget
 from syncd.edge.disk import check_room, open_reserved
-from syncd.edge.install import count_nonfinite
 from syncd.edge.journal import Journal
 from syncd.errors import DiskFull
 
@@ -70,15 +68,3 @@ async def test_the_budget_lets_through_what_fits_and_one_that_never_would_alone(
     assert not large.done()
     await budget.give(5)
     await asyncio.wait_for(large, 5)
-
-
-@pytest.mark.parametrize(("dtype", "kind"), [("F16", np.float16), ("F32", np.float32), ("F64", np.float64)])
-def test_numbers_that_are_not_finite_are_counted_and_the_largest_finite_is_not(dtype, kind):
-    values = np.array([0, -0.0, np.inf, -np.inf, np.nan, np.finfo(kind).max, np.finfo(kind).tiny], kind)
-    assert count_nonfinite(values.tobytes(), dtype) == 3
-
-
-def test_bfloat16_is_looked_at_and_integers_are_not():
-    bits = np.array([0x3F80, 0x7F80, 0xFF80, 0x7FC1, 0x7F7F], "<u2")
-    assert count_nonfinite(bits.tobytes(), "BF16") == 3
-    assert count_nonfinite(np.full(4, -1, np.int64).tobytes(), "I64") == 0
