@@ -96,7 +96,7 @@ async def sweep(
     await _delete(repository, gone)
     if due:
         left = tuple(each for each in repository.index.retired if each not in due)
-        await repository.commit_index(replace(repository.index, retired=left))
+        await repository.commit_index(replace(repository.index, retired=left), step=reached)
         reached("retention.deleted")
     return Swept(retired, tuple(each.version for each in due), len(gone), sum(each.size for each in gone))
 
@@ -118,7 +118,8 @@ async def _retire(repository: ModelRepository, keep: KeepSection, now: float) ->
             index,
             versions=tuple(each for each in index.versions if each.version in wanted),
             retired=tuple(sorted(retired, key=lambda each: each.version)),
-        )
+        ),
+        step=reached,
     )
     return tuple(each.version for each in going)
 

@@ -99,7 +99,7 @@ class Publishing:
 
     def packs(self) -> list[str]:
         folder = self.model_folder / "packs"
-        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        return sorted(path.name for path in folder.glob("[!.]*")) if folder.is_dir() else []
 
     async def index(self) -> Index:
         return (await self.signed.repository(MODEL)).index
