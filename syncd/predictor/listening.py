@@ -62,7 +62,8 @@ def bind(address: str) -> socket.socket:
     if isinstance(place, Path):
         return _bound(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), place, address)
     family = socket.AF_INET6 if ":" in place[0] else socket.AF_INET
-    made = socket.socket(family, socket.SOCK_STREAM)
+    # The protocol is named because asyncio sends an answer's parts at once only on a socket that says it is TCP's.
+    made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     return _bound(made, place, address)
 
