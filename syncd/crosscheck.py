@@ -63,9 +63,12 @@ def mistakes_across(document: dict[str, Any]) -> Iterator[Mistake]:
         cron = section.get("cron")
         if isinstance(cron, str) and (problem := mistake_in_cron(cron)):
             yield ("follow", place, "cron"), cron, problem, 'five fields: "0 2 * * sun" is Sundays at 02:00'
+        for number, hook in _tables(section, "hooks"):
+            if ("command" in hook) == ("http" in hook):
+                yield ("follow", place, "hooks", number), hook, "half a hook", "command or http, one of them"
     listen = _table(document, "status").get("listen")
     if isinstance(listen, str):
-        yield from _about_listen(listen)
+        yield from _about_listen(listen, "token_file" in _table(document, "status"))
     yield from _about_serve(_table(document, "serve"), bool(document.get("follow")))
 
 
@@ -174,16 +177,19 @@ def _about_serve(serve: dict[str, Any], follows: bool) -> Iterator[Mistake]:
         )
 
 
-def _about_listen(listen: str) -> Iterator[Mistake]:
-    allowed = "a socket's path, or HOST:PORT with a loopback host such as 127.0.0.1:8765"
+def _about_listen(listen: str, has_token: bool) -> Iterator[Mistake]:
+    allowed = (
+        "a socket's path, or HOST:PORT with a loopback host such as 127.0.0.1:8765; others with token_file"
+    )
     try:
         address = paths.parse_address(listen)
     except ValueError as error:
         yield ("status", "listen"), listen, str(error), allowed
         return
-    if isinstance(address, tuple) and not paths.is_loopback(address[0]):
-        yield ("status", "listen"), listen, f"{address[0]} is not this machine alone", allowed
-    elif not isinstance(address, tuple) and len(str(address).encode()) > 107:
+    if isinstance(address, tuple):
+        if not has_token and not paths.is_loopback(address[0]):
+            yield ("status", "listen"), listen, f"{address[0]} is not this machine alone", allowed
+    elif len(str(address).encode()) > 107:
         yield ("status", "listen"), listen, "longer than the 107 bytes that a socket's path may have", allowed
 
 

@@ -14,6 +14,7 @@ SyncdError
 │   ├── DiskFull               1  disk-full                  retry
 │   ├── PortBusy               1  port-busy
 │   ├── DaemonSilent           1  daemon-silent
+│   ├── Denied                 1  denied
 │   ├── NotInstalled           1  not-installed
 │   ├── KeyUnusable            1  key-unusable
 │   ├── ArchitectureRefused    1  architecture-refused
@@ -217,9 +218,19 @@ class PortBusy(Failed):
 
 
 class DaemonSilent(Failed):
-    """No daemon answers at the status address."""
+    """No daemon answers at the status address.
+
+    `nobody_listens`: there is none, rather than one that keeps silent.
+    """
 
     code = "daemon-silent"
+    nobody_listens: bool = False
+
+
+class Denied(Failed):
+    """The daemon does not let this user, or who brings this token, do that; nothing was changed."""
+
+    code = "denied"
 
 
 class NotInstalled(Failed):

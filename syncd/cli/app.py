@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import syncd
-from syncd.cli import begin, checkpoints, daemon, releases, serve, versions
+from syncd.cli import begin, checkpoints, daemon, node, releases, serve, versions
 from syncd.cli.common import Common, options_before
 from syncd.errors import UsageError
 
@@ -28,7 +28,7 @@ def build_app() -> typer.Typer:
     )
 
     app.callback()(options_before(_start))
-    for group in (begin, checkpoints, versions, releases, daemon, serve):
+    for group in (begin, checkpoints, versions, releases, node, daemon, serve):
         group.register(app)
     return app
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,22 +45,35 @@ def status(common: Common) -> None:
 
 def run_status(common: Common) -> dict[str, Any]:
     """Ask the daemon; reads no more of the configuration than its address: this command is light."""
+    from syncd.status.client import fetch_status
+
+    address, token_file = daemon_address(common)
+    token = None
+    if token_file is not None and os.access(token_file, os.R_OK):  # where reading is free, it is not needed
+        from syncd.status.token import read_token
+
+        token = read_token(token_file)
+    return fetch_status(address, token)
+
+
+def daemon_address(common: Common) -> tuple[str, Path | None]:
+    """Where the daemon of this configuration answers, and over TCP the file with its token."""
     from syncd import paths
     from syncd.configfile import read_sources
     from syncd.errors import UsageError
-    from syncd.status.client import fetch_status
 
     file = paths.config_file(common.config)
     section = read_sources(file).document.get("status")
-    listen = section.get("listen") if isinstance(section, dict) else None
+    section = section if isinstance(section, dict) else {}
+    listen, token = section.get("listen"), section.get("token_file")
     address = paths.status_address(listen if isinstance(listen, str) else None, config=file)
     try:
-        paths.parse_address(address)
+        place = paths.parse_address(address)
     except ValueError as error:
         raise UsageError(
             f"[status] listen is {address!r}: {error}", do="`syncd check` says what is allowed"
         ) from error
-    return fetch_status(address)
+    return address, Path(token) if isinstance(place, tuple) and isinstance(token, str) else None
 
 
 def _status_lines(document: dict[str, Any]) -> Iterator[str]:
@@ -96,6 +110,16 @@ def _model_lines(each: dict[str, Any]) -> Iterator[str]:
     )
     if each.get("probation_until"):
         yield f"  on probation until {each['probation_until']}"
+    if each.get("held"):
+        yield f"  held: no updates until `syncd resume {each['model']}`"
+    if each.get("pinned"):
+        yield f"  pinned to version {each['pinned']}"
+    if each.get("waits_for"):
+        yield f"  version {each.get('target')}: {each.get('reason')}"
+    for hook in each.get("hooks") or []:
+        last = hook.get("last")
+        if last and not last["ok"]:
+            yield f"  hook {hook['hook']} on {hook['on']} failed for version {last['version']}: {last['detail']}"
     for refused in each.get("quarantined") or []:
         yield f"  quarantined {refused['version']}: {refused['reason']}"
     for one in each.get("followers") or []:

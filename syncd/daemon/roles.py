@@ -74,6 +74,7 @@ class Ground:
     keys: Path | None
     node: NodeFolder
     db: Database
+    name: str = ""
 
 
 def read_root(path: Path) -> bytes:
@@ -134,7 +135,9 @@ def _publisher(section: Any, store: Store, ground: Ground) -> Worker:
 def _follow(section: Any, store: Store, ground: Ground) -> Worker:
     from syncd.edge.follow import Follow
 
-    return Follow(section, store=store, trust_root=ground.trust_root, node=ground.node, db=ground.db)
+    return Follow(
+        section, store=store, trust_root=ground.trust_root, node=ground.node, db=ground.db, name=ground.name
+    )
 
 
 Change = tuple[list[str], list[str]]

@@ -21,11 +21,12 @@ from syncd.daemon.child import keep_serving
 from syncd.daemon.contact import Contact, ObservedStore
 from syncd.daemon.notify import Notifier
 from syncd.daemon.supervise import Supervisor
-from syncd.errors import Failed, SyncdError
+from syncd.errors import Failed, SyncdError, UnknownModel
 from syncd.node.links import NodeFolder
 from syncd.state.db import Database
 from syncd.status.document import MODEL, PUBLISHED, instant, whole
 from syncd.status.server import Listener, serve
+from syncd.status.token import read_token
 from syncd.store.base import Store, public_url
 from syncd.store.open import open_store
 
@@ -69,7 +70,8 @@ def _open(
     root = roles.read_root(config.trust.root)
     node = NodeFolder(paths.node_folder(config.node.folder, daemon=True, config=config_file))
     open_things.enter_context(node.daemon_lock())
-    listener = Listener(paths.status_address(config.status.listen, daemon=True, config=config_file))
+    token = read_token(config.status.token_file) if config.status.token_file is not None else None
+    listener = Listener(paths.status_address(config.status.listen, daemon=True, config=config_file), token)
     open_things.callback(listener.close)
     db = open_things.enter_context(Database(node.path / "state.db"))
     contact = Contact()
@@ -79,7 +81,9 @@ def _open(
             "Store", ObservedStore(open_store(config.store), contact)
         )  # cast: its attributes are read only
 
-    return Daemon(config, load, roles.Ground(connect, root, config.trust.keys, node, db), contact, listener)
+    name = config.node.name or socket.gethostname()
+    ground = roles.Ground(connect, root, config.trust.keys, node, db, name)
+    return Daemon(config, load, ground, contact, listener)
 
 
 class Daemon:
@@ -213,11 +217,35 @@ class Daemon:
         serving = [f"{each['model']}@{each['serving'] or '-'} serving" for each in document["models"]]
         return ", ".join([*published, *serving]) or "nothing to do: no [[publish]], no [[follow]]"
 
+    @property
+    def db(self) -> Database:
+        """The state file."""
+        return self._ground.db
+
+    @property
+    def node_name(self) -> str:
+        """`[node] name`, else the host's."""
+        return self._ground.name
+
+    async def obey(self, model: str, command: str, version: int | None, by: str) -> dict[str, Any]:
+        """Tell the edge of a model; UnknownModel where none is followed, Failed where it does not run yet."""
+        role = self._roles.get(f"follow {model}")
+        if role is None:
+            followed = [each.section.model for each in self._roles.values() if not each.publishes]
+            raise UnknownModel(
+                f"this node follows no model {model[:64]!r}", do=f"it follows {', '.join(followed) or 'none'}"
+            )
+        obey = getattr(role.worker, "obey", None)
+        if obey is None:
+            raise Failed(f"{model} has not started yet", do="ask again in a moment; `syncd status` says why")
+        result: dict[str, Any] = await obey(command, version, by)
+        return result
+
     def document(self) -> dict[str, Any]:
         """The object of `/v1/status`."""
         running = list(self._roles.values())
         return {
-            "node": self._config.node.name or socket.gethostname(),
+            "node": self.node_name,
             "version": syncd.__version__,
             "started_at": instant(self._started_at),
             "store": {

@@ -12,13 +12,12 @@ from syncd.edge.standing import Target
 from syncd.errors import Failed, NotInstalled, StoreUnreachable, UnknownVersion, UsageError
 from syncd.state import events, installed, wishes
 from syncd.state.installed import Installed
+from syncd.state.wishes import COMMANDS, WITH_VERSION
 
 if TYPE_CHECKING:
     from syncd.edge.follow import Follow
     from syncd.trust.verify import ModelTrust
 
-WITH_VERSION: Final = ("pin", "approve")
-COMMANDS: Final = ("poll", "rollback", "pin", "unpin", "approve", "hold", "resume")
 DONE_WITHIN_S: Final = 10.0
 FIND_WITHIN_S: Final = 60.0
 

@@ -44,6 +44,7 @@ class Follow(Actions):
         node: this machine's folder, whose daemon lock the caller holds.
         db: its state file.
         clock: when to poll; by default as the section says.
+        name: this node's, for hooks.
         retry_s: the first pause after a failure; it doubles, up to 15 minutes or the poll interval.
     """
 
@@ -57,6 +58,7 @@ class Follow(Actions):
         db: Database,
         clock: PollClock | None = None,
         retry_s: float = 1.0,
+        name: str = "",
     ) -> None:
         super().__init__(
             section, node.model_folder(section.model), db, node.path / "documents" / section.model
@@ -65,7 +67,7 @@ class Follow(Actions):
         self._trust = ModelTrust(self._store, section.model, node.path / "trust" / section.model, trust_root)
         self._clock = clock or PollClock(section.poll, section.cron)
         self._retry_s = retry_s
-        self.hooks = Hooks(section.hooks, self.folder, db, retry_s=retry_s)
+        self.hooks = Hooks(section.hooks, self.folder, db, retry_s=retry_s, node=name)
         self._news = asyncio.Event()
         self._wake: asyncio.Event | None = None
         self._poll_failures = 0

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from syncd.config import HookSection
 from syncd.edge.poll import back_off_s
+from syncd.errors import SyncdError
 from syncd.node.links import ModelFolder
 from syncd.state import events
 from syncd.state.db import Database
@@ -47,12 +48,19 @@ class Hooks:
     """All hooks of one model, run one after the other in the order of the events."""
 
     def __init__(
-        self, sections: tuple[HookSection, ...], folder: ModelFolder, db: Database, *, retry_s: float = 1.0
+        self,
+        sections: tuple[HookSection, ...],
+        folder: ModelFolder,
+        db: Database,
+        *,
+        retry_s: float = 1.0,
+        node: str = "",
     ) -> None:
         self._sections = sections
         self._folder = folder
         self._db = db
         self._retry_s = retry_s
+        self._node = node
         self.wake = asyncio.Event()
 
     async def run(self) -> None:
@@ -61,13 +69,19 @@ class Hooks:
             return
         while True:
             self.wake.clear()
-            for event in await asyncio.to_thread(self._due):
-                for number, section in enumerate(self._sections):
-                    if section.on == event.kind:
-                        outcome = await self._once(section, event)
-                        await asyncio.to_thread(self._note, number, section, outcome)
-                await asyncio.to_thread(self._db.set_note, ROOM, self._place, {"last": event.id})
+            try:
+                for event in await asyncio.to_thread(self._due):
+                    await self._all(event)
+            except SyncdError as error:  # the state file: the edge itself says so, and goes on
+                _log.warning("%s: hooks wait: %s", self._folder.model, error.what)
             await self.wake.wait()
+
+    async def _all(self, event: events.Event) -> None:
+        for number, section in enumerate(self._sections):
+            if section.on == event.kind:
+                outcome = await self._once(section, event)
+                await asyncio.to_thread(self._note, number, section, outcome)
+        await asyncio.to_thread(self._db.set_note, ROOM, self._place, {"last": event.id})
 
     @property
     def _place(self) -> str:
@@ -117,7 +131,7 @@ class Hooks:
             "content-type": "application/json",
             "ce-specversion": "1.0",
             "ce-id": str(event.id),
-            "ce-source": events.SOURCE,
+            "ce-source": events.source(self._node),
             "ce-type": events.TYPE + event.kind,
             "ce-subject": self._folder.model,
         }

@@ -6,13 +6,13 @@ import json
 import time
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import quote
 
 from syncd.state.db import Database
 
 KEPT: Final = 10_000
-SOURCE: Final = "urn:syncd:node"
-"""CloudEvents' source is this and the node's name; TYPE and the kind are its type."""
 TYPE: Final = "syncd."
+"""With the kind it is a CloudEvent's type."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,11 @@ def record(db: Database, kind: str, model: str | None = None, **data: Any) -> in
         )
         change.execute("DELETE FROM events WHERE id <= ?", (number - KEPT,))
     return number
+
+
+def source(node: str) -> str:
+    """A CloudEvent's source: this node."""
+    return f"urn:syncd:node:{quote(node, safe='')}"
 
 
 def newest(db: Database) -> int:

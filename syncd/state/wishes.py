@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import astuple, dataclass, replace
+from typing import Final
 
 from syncd.state.db import Database
 from syncd.state.installed import Installed
+
+COMMANDS: Final = ("poll", "rollback", "pin", "unpin", "approve", "hold", "resume")
+WITH_VERSION: Final = ("pin", "approve")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
+from syncd.state.db import Database
+
 PUBLISHED: Final[dict[str, Any]] = {
     "model": None,
     "state": None,
@@ -24,6 +26,11 @@ MODEL: Final[dict[str, Any]] = {
     "previous": None,
     "probation_until": None,
     "quarantined": [],
+    "held": False,
+    "pinned": None,
+    "approve": "automatic",
+    "waits_for": None,
+    "hooks": [],
     "last_poll": None,
     "last_change": None,
     "wire_bytes": 0,
@@ -33,10 +40,24 @@ MODEL: Final[dict[str, Any]] = {
 
 
 class Source(Protocol):
-    """Who knows what to say; both methods may block for a moment and are called in a thread."""
+    """Who knows what to say and whom to tell; what is not async may block for a moment and is called in a thread."""
 
     def document(self) -> dict[str, Any]:
         """The whole object of `/v1/status`."""
+        ...
+
+    @property
+    def db(self) -> Database:
+        """The state file: the events."""
+        ...
+
+    @property
+    def node_name(self) -> str:
+        """This node's name."""
+        ...
+
+    async def obey(self, model: str, command: str, version: int | None, by: str) -> dict[str, Any]:
+        """Carry out a command on a followed model; UnknownModel, UsageError and what the command says."""
         ...
 
     def not_ready(self) -> list[str]:

@@ -17,29 +17,45 @@ import uvicorn
 from syncd.durable import make_folder
 from syncd.errors import PortBusy, UsageError
 from syncd.paths import is_loopback, parse_address
+from syncd.status.access import Access
 from syncd.status.app import build_app
+from syncd.status.connection import Connection
 from syncd.status.document import Source
+from syncd.status.limits import Limits
+from syncd.status.stream import Streams
 
 GROUP: Final = "syncd"
-MAX_CONNECTIONS: Final = 64
+MAX_CONNECTIONS: Final = Limits().connections
 CLOSE_WITHIN_S: Final = 2
 
 
 class Listener:
-    """A bound socket, and what goes with it; `close` removes a Unix socket's name if it is still ours."""
+    """A bound socket, and who may do what there; `close` removes a Unix socket's name if it is still ours.
 
-    def __init__(self, address: str) -> None:
+    `token` counts over TCP alone. Raises UsageError for an address that others reach, if there is no token.
+    """
+
+    def __init__(self, address: str, token: str | None = None) -> None:
         self.address = address
         place = parse_address(address)
-        self.hosts: frozenset[str] | None = None
+        self.access = Access(users=frozenset({0, os.geteuid()}))
         self._path: Path | None = None
         if isinstance(place, Path):
             self._path = place
             self.socket = _bind_path(place)
             self._inode = place.stat().st_ino
         else:
-            self.hosts = frozenset({"localhost", "127.0.0.1", "::1", place[0].lower()})
-            self.socket = _bind_loopback(*place)
+            remote = not is_loopback(place[0])
+            if remote and token is None:
+                raise UsageError(
+                    f"the status endpoint would listen on {place[0]}, which others can reach, without a token",
+                    do="write [status] token_file, or listen on 127.0.0.1, ::1 or a Unix socket's path",
+                )
+            hosts = {"localhost", "127.0.0.1", "::1", place[0].lower()}
+            if remote:
+                hosts |= {socket.gethostname().lower(), socket.getfqdn().lower()}
+            self.access = Access(frozenset(hosts), remote, token)
+            self.socket = _bind_port(*place)
 
     def close(self) -> None:
         """Stop listening."""
@@ -50,12 +66,7 @@ class Listener:
                     self._path.unlink()
 
 
-def _bind_loopback(host: str, port: int) -> socket.socket:
-    if not is_loopback(host):
-        raise UsageError(
-            f"the status endpoint would listen on {host}, which others can reach",
-            do="listen on 127.0.0.1, ::1 or a Unix socket's path",
-        )
+def _bind_port(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -139,18 +150,31 @@ class _Server(uvicorn.Server):
         """Never called: no handler is installed."""
 
 
-async def serve(listener: Listener, source: Source) -> None:
+async def serve(listener: Listener, source: Source, limits: Limits | None = None) -> None:
     """Answer until cancelled; then connections get `CLOSE_WITHIN_S` to finish."""
+    bounds = limits or Limits()
+
+    class Bounded(Connection):
+        limits = bounds
+
+    streams = Streams(source.db, source.node_name, bounds)
     config = uvicorn.Config(
-        build_app(source, hosts=listener.hosts),
+        build_app(source, listener.access, bounds, streams),
         log_config=None,
         access_log=False,
         lifespan="off",
         ws="none",
-        http="h11",
+        http=Bounded,
         server_header=False,
-        limit_concurrency=MAX_CONNECTIONS,
+        limit_concurrency=bounds.connections,
         timeout_keep_alive=5,
         timeout_graceful_shutdown=CLOSE_WITHIN_S,
     )
-    await _Server(config).serve(sockets=[listener.socket.dup()])
+    server, bound = _Server(config), listener.socket.dup()
+    try:
+        await server.serve(sockets=[bound])
+    finally:
+        streams.close()
+        if server.started:
+            await server.shutdown(sockets=[bound])
+        bound.close()

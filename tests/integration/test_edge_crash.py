@@ -53,6 +53,8 @@ class Scenario:
     quarantined: tuple[int, ...] = ()
     mended: str | None = None  # the store after the crash, where it is another
     failing_follower: bool = False
+    wish: str | None = None  # what a person tells the process that is killed
+    then: str | None = None  # what a person tells the one that is started afterwards
     wish: str = ""  # what a person chose: "hold", lifted after the crash, or "leave" the version that serves
 
 
@@ -68,6 +70,8 @@ SCENARIOS = {
     Action.ROLL_BACK: Scenario("serving-1", "two", 1, quarantined=(2,), failing_follower=True),
     Action.LET_GO: Scenario("waiting-for-2", "spoiled-and-back", 1),
     Action.GO_BACK: Scenario("serving-2", "yanked", 1),
+    Action.POSTPONE: Scenario("held-1", "two", 2, then="resume"),
+    Action.TURN_BACK: Scenario("serving-2", "two", 1, quarantined=(2,), wish="rollback"),
     Action.POSTPONE: Scenario("serving-1", "two", 2, wish="hold"),
     Action.TURN_BACK: Scenario("serving-2", "two", 1, quarantined=(2,), wish="leave"),
 }
@@ -93,6 +97,8 @@ def ground(tmp_path_factory) -> Path:
         _run(forked, base, base / "serving-1", base / "one", "--until", 1)
         shutil.copytree(base / "serving-1", base / "serving-2", symlinks=True)
         _run(forked, base, base / "serving-2", base / "two", "--until", 2)
+        shutil.copytree(base / "serving-1", base / "held-1", symlinks=True)
+        _run(forked, base, base / "held-1", base / "one", "--until", 1, "--wish", "hold")
         shutil.copytree(base / "serving-1", base / "waiting-for-2", symlinks=True)
         _run(forked, base, base / "waiting-for-2", base / "spoiled", "--until", 2, "--within", 1, status=3)
     return base
@@ -158,12 +164,16 @@ def _run(forked: Forked, base: Path, node: Path, store: Path, *more: object, sta
     return text
 
 
-def _crash(
-    base: Path, forked: Forked, point: str, node: Path, store: Path, signal: str, when_stopped=None
-) -> None:
+def _crash(base: Path, forked: Forked, point: str, node: Path, signal: str, when_stopped=None) -> None:
+    case = CASES[point]
+    store = base / case.store
     environment = {"SYNCD_CRASH_AT": point, "SYNCD_CRASH_SIGNAL": signal}
-    arguments = ["--until", 999, "--within", 20]  # until it is killed
+    arguments = ["--until", 999, "--within", 20, *_told(case.wish)]  # until it is killed
     _run(forked, base, node, store, *arguments, status=-9, environment=environment, when_stopped=when_stopped)
+
+
+def _told(wish: str | None) -> list[str]:
+    return ["--wish", wish] if wish else []
 
 
 def _look(node: Path, allowed: set[int]) -> None:
@@ -190,7 +200,9 @@ def _recover(base: Path, forked: Forked, point: str, case: Scenario, node: Path)
     """Started again it ends by itself where it has to."""
     _look(node, {1, 2})
     _wish(case, node, crashed=True)
-    text = _run(forked, base, node, base / (case.mended or case.store), "--until", case.ends_on)
+    text = _run(
+        forked, base, node, base / (case.mended or case.store), "--until", case.ends_on, *_told(case.then)
+    )
     shown = json.loads(next(line for line in text.splitlines() if line.startswith("{")))
     assert (shown["serving"], shown["state"]) == (case.ends_on, "IDLE")
     assert [each["version"] for each in shown["quarantined"]] == list(case.quarantined)
@@ -220,7 +232,7 @@ def _kill_and_recover(base: Path, forked: Forked, point: str) -> str:
     _wish(case, node, crashed=False)
     held = _followers(case, node)
     try:
-        _crash(base, forked, point, node, base / case.store, "KILL")
+        _crash(base, forked, point, node, "KILL")
         _recover(base, forked, point, case, node)
     finally:
         if held is not None:
@@ -250,7 +262,7 @@ def _cut_and_recover(
                     inside.__exit__(None, None, None)
 
     try:
-        _crash(base, forked, point, node, base / case.store, "STOP", when_stopped=cut)
+        _crash(base, forked, point, node, "STOP", when_stopped=cut)
     finally:
         if held is not None:
             held.__exit__(None, None, None)

@@ -40,6 +40,9 @@ async def drive(options: argparse.Namespace) -> int:
         follow = Follow(section, store=store, trust_root=root, node=node, db=db, retry_s=0.1)
         task = asyncio.create_task(follow.run(asyncio.Event()))
         try:
+            if options.wish is not None:
+                await until_it_polled(follow, task)
+                await follow.obey(options.wish, None, "test")
             done = await settle(follow, options, task)
         finally:
             task.cancel()
@@ -48,6 +51,13 @@ async def drive(options: argparse.Namespace) -> int:
             await store.aclose()
         print(json.dumps({**follow.snapshot(), "done": done}), flush=True)
     return 0 if done else 3
+
+
+async def until_it_polled(follow: Follow, task: asyncio.Task[None]) -> None:
+    while True:
+        if follow.last_poll is not None or task.done():
+            return
+        await asyncio.sleep(0.02)
 
 
 async def settle(follow: Follow, options: argparse.Namespace, task: asyncio.Task[None]) -> bool:
@@ -87,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--probation", type=float, default=0.1)
     parser.add_argument("--gate-within", type=float, default=1.0)
     parser.add_argument("--within", type=float, default=20.0)
+    parser.add_argument("--wish", help="a command without a version, told after the first poll")
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
     return asyncio.run(drive(parser.parse_args(arguments)))
 
