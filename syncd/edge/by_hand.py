@@ -111,8 +111,8 @@ async def read_index(trust: ModelTrust) -> Index | None:
     return Index.parse(data) if data else None
 
 
-async def version_target(trust: ModelTrust, model: str, version: int) -> Target:
-    """A kept version by its number. Raises UnknownVersion."""
+async def version_target(trust: ModelTrust, model: str, version: int, *, yanked_too: bool = False) -> Target:
+    """A kept version by its number. Raises UnknownVersion; also for a yanked one, unless `yanked_too`."""
     index = await read_index(trust)
     entry = index.find(version) if index is not None else None
     if entry is None:
@@ -121,6 +121,10 @@ async def version_target(trust: ModelTrust, model: str, version: int) -> Target:
             f"{model} has no version {version}",
             do=f"kept are {', '.join(map(str, kept[-20:])) or 'none'}",
             model=model,
+        )
+    if entry.yanked and not yanked_too:
+        raise UnknownVersion(
+            f"version {version} was yanked: {entry.yanked}", do="name another version", model=model
         )
     return entry_target(entry)
 

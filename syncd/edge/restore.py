@@ -91,9 +91,13 @@ async def restore(
 
 async def _target(own: Workshop, model: str, version: int | None) -> Target:
     if version is not None:
-        return await version_target(own.trust, model, version)
+        return await version_target(own.trust, model, version, yanked_too=True)
     index = await read_index(own.trust)
-    entries = [each for each in index.versions if each.training_state] if index is not None else []
+    entries = (
+        [each for each in index.versions if each.training_state and not each.yanked]
+        if index is not None
+        else []
+    )
     if not entries:
         kept = [str(each.version) for each in index.versions] if index is not None else []
         raise UnknownVersion(

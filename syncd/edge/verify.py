@@ -167,7 +167,7 @@ async def verify_store(store: Store, root: bytes, model: str, version: int) -> V
     """
     with tempfile.TemporaryDirectory(prefix="syncd-verify-") as aside:
         trust = ModelTrust(store, model, Path(aside) / "trust", root)
-        target = await version_target(trust, model, version)
+        target = await version_target(trust, model, version, yanked_too=True)
         result = VerifyResult()
         try:
             documents = await read_documents(trust, DocumentCache(Path(aside) / "documents"), model, target)

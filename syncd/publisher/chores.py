@@ -9,10 +9,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, Final
 
 from syncd.config import PublishSection
-from syncd.errors import LostRace
+from syncd.errors import LostRace, SyncdError
 from syncd.publisher.commit import ModelRepository
 from syncd.publisher.pending import commit_pending, waiting
 from syncd.publisher.renew import CHECK_EVERY_S, renew_if_due
@@ -22,7 +23,10 @@ from syncd.state.db import Database
 from syncd.trust import names
 
 SWEEP_EVERY_S: Final = 3600.0
+ORPHANS_EVERY_S: Final = 86400.0
+_SWEEP_FIRST_S: Final = 60.0  # not in the way of a start
 _AGAIN_S: Final = 5.0  # after a lost race
+_AFTER_ERROR_S: Final = 60.0
 log = logging.getLogger("syncd.publisher")
 
 
@@ -30,6 +34,7 @@ class Chores:
     """The chores of one model's publisher. One task at a time.
 
     Args:
+        documents: a folder that keeps documents by digest.
         open_model: the model's verified state and the right to sign, anew each time.
         clock: monotonic seconds.
     """
@@ -38,14 +43,17 @@ class Chores:
         self,
         section: PublishSection,
         db: Database,
+        documents: Path,
         open_model: Callable[[], Awaitable[ModelRepository]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._section = section
         self._db = db
+        self._documents = documents
         self._open = open_model
         self._clock = clock
-        self._due: dict[str, float] = {"renew": 0.0, "pending": 0.0, "sweep": 0.0}
+        self._due: dict[str, float] = {"renew": 0.0, "pending": 0.0, "sweep": clock() + _SWEEP_FIRST_S}
+        self._orphans_at = 0.0
         self._refused: set[str] = set()
         self._own_keys = False
 
@@ -54,8 +62,16 @@ class Chores:
         """When the next chore is due, by the clock."""
         return min(self._due.values())
 
+    def released(self) -> None:
+        """A version more: others may be too many now."""
+        if self._section.keep is not None:
+            self._due["sweep"] = self._clock()
+
     async def run(self) -> bool:
-        """Do what is due; True if something was. Raises as `open_model`: everything waits then."""
+        """Do what is due; True if something was. Raises as `open_model`, from renewing alone: everything waits then.
+
+        What keeps retention or a waiting promotion from its end keeps no checkpoint from being published.
+        """
         due = [name for name, at in self._due.items() if at <= self._clock()]
         for name in due:
             chore, every_s = {
@@ -67,6 +83,11 @@ class Chores:
                 await chore()
             except LostRace:
                 every_s = min(every_s, _AGAIN_S)
+            except SyncdError as error:
+                if name == "renew":
+                    raise
+                every_s = max(every_s, _AFTER_ERROR_S)
+                log.warning("%s: %s: %s", self._section.model, name, error.what)
             self._due[name] = self._clock() + every_s
         return bool(due)
 
@@ -101,7 +122,12 @@ class Chores:
         self._refused |= {name for name, _ in done.refused}
 
     async def _sweep(self) -> None:
-        swept = await sweep(await self._open(), self._section.keep)
+        orphans = self._orphans_at <= self._clock()
+        swept = await sweep(
+            await self._open(), self._section.keep, documents=self._documents, orphans=orphans
+        )
+        if orphans:
+            self._orphans_at = self._clock() + ORPHANS_EVERY_S
         for version in swept.retired:
             await self._say("retired", f"version {version} is not kept any more", version=version)
         if swept.objects:

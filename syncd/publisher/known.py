@@ -110,11 +110,11 @@ class KnownSegments:
 
     async def _document(self, reference: DocumentRef, fetch: Callable[[], Awaitable[bytes]]) -> bytes:
         path = self._folder / reference.digest.removeprefix("sha256:")
-        kept = await asyncio.to_thread(_read_kept, path, reference.digest)
+        kept = await asyncio.to_thread(read_kept, path, reference.digest)
         if kept is not None:
             return kept
         data = await fetch()
-        await asyncio.to_thread(_keep, path, data)
+        await asyncio.to_thread(keep_document, path, data)
         return data
 
     def _sweep(self) -> None:
@@ -125,7 +125,8 @@ class KnownSegments:
                 path.unlink()
 
 
-def _read_kept(path: Path, expected: str) -> bytes | None:
+def read_kept(path: Path, expected: str) -> bytes | None:
+    """The document at `path` if it has that digest; blocking."""
     try:
         data = path.read_bytes()
     except OSError:
@@ -133,7 +134,7 @@ def _read_kept(path: Path, expected: str) -> bytes | None:
     return data if digest(data) == expected else None
 
 
-def _keep(path: Path, data: bytes) -> None:
+def keep_document(path: Path, data: bytes) -> None:
     """Keep a document; not durably, for a torn one is fetched again, and not at any price: a full disk is no error."""
     with contextlib.suppress(OSError):
         make_folder(path.parent, 0o700)

@@ -76,7 +76,8 @@ class Publisher:
         self._last_version: int | None = None
         self._last_error: dict[str, Any] | None = None
         self._progress = (0, 0)
-        self._chores = Chores(section, db, lambda: self._place.open_model(section.model), clock)
+        documents = self._place.of(section.model) / "documents"
+        self._chores = Chores(section, db, documents, lambda: self._place.open_model(section.model), clock)
         self._flush_asked = False
         self._flushed = asyncio.Event()
         self._running = False
@@ -207,6 +208,7 @@ class Publisher:
         self._last_error = None
         self._last_version = max(result.version or 0, self._last_version or 0) or None
         self._queue.finish(candidate)
+        self._chores.released()
         await self._tell(candidate, result)
         return True
 

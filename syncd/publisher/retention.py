@@ -18,9 +18,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final
 
 from syncd.artifact.delta import DeltaDocument
@@ -32,6 +33,7 @@ from syncd.config import KeepSection
 from syncd.crashpoint import reached
 from syncd.errors import ObjectMissing
 from syncd.publisher.commit import ModelRepository
+from syncd.publisher.known import keep_document, read_kept
 from syncd.publisher.pending import verified, waiting
 from syncd.store.base import ObjectInfo
 from syncd.trust import names
@@ -64,13 +66,20 @@ def wanted_versions(index: Index, keep: KeepSection, named: Iterable[int]) -> se
 
 
 async def sweep(
-    repository: ModelRepository, keep: KeepSection | None, *, clock: Callable[[], float] = time.time
+    repository: ModelRepository,
+    keep: KeepSection | None,
+    *,
+    clock: Callable[[], float] = time.time,
+    documents: Path | None = None,
+    orphans: bool = True,
 ) -> Swept:
     """One pass: retire what is too much, delete what was retired a day ago, delete orphans.
 
     Args:
         keep: None retires nothing; what was retired and orphans go all the same.
         clock: unix time.
+        documents: a folder that keeps documents by digest from pass to pass; may be lost.
+        orphans: False looks for none, and lists the store only where a retired version is due.
     Raises:
         LostRace: somebody committed meanwhile; what was deleted is gone rightly, the next pass goes on.
         NotAuthentic, KeyUnusable, StoreErrors: nothing that a version needs was touched.
@@ -81,24 +90,33 @@ async def sweep(
     if retired:
         reached("retention.retired")
         state = await repository.state()
-    needs = Needs(repository)
     due = [each for each in repository.index.retired if _retired_at(each) <= now - DELETE_AFTER_S]
-    used = await _used(repository, state, needs, due)
-    condemned: set[str] = set()
-    for each in due:
-        condemned |= await needs.of_retired(each)
-    listed = await _listed(repository)
-    gone = [
-        each
-        for name, each in listed.items()
-        if name not in used and (name in condemned or _is_orphan(name, each, state, now))
-    ]
+    if not due and not orphans:
+        return Swept(retired)
+    gone = await _not_needed(repository, state, Needs(repository, documents), due, now)
     await _delete(repository, gone)
     if due:
         left = tuple(each for each in repository.index.retired if each not in due)
         await repository.commit_index(replace(repository.index, retired=left), step=reached)
         reached("retention.deleted")
     return Swept(retired, tuple(each.version for each in due), len(gone), sum(each.size for each in gone))
+
+
+async def _not_needed(
+    repository: ModelRepository, state: SignedState, needs: Needs, due: Sequence[RetiredEntry], now: float
+) -> list[ObjectInfo]:
+    """What may be deleted. The store is listed after the state was read: what is put from now on is not in it."""
+    used = await _used(repository, state, needs, due)
+    condemned: set[str] = set()
+    for entry in due:
+        condemned |= await needs.of_retired(entry)
+    folder = names.model_folder(repository.model)
+    return [
+        each
+        async for each in repository.store.list(folder)
+        if (name := each.key[len(folder) + 1 :]) not in used
+        and (name in condemned or _is_orphan(name, each, state, now))
+    ]
 
 
 async def _retire(repository: ModelRepository, keep: KeepSection, now: float) -> tuple[int, ...]:
@@ -133,17 +151,21 @@ class Needs:
     """Which objects a version is made of, by name below the model's folder."""
 
     repository: ModelRepository
+    documents: Path | None = None
     _counts: dict[str, int] = field(default_factory=dict)
 
     async def of(self, version: int, head: DocumentRef) -> set[str]:
         """Head, layout, table and packs. Raises ObjectMissing, NotAuthentic: nothing can be said of it."""
         trust = self.repository.trust
-        parsed = Head.parse(await trust.fetch_version_head(version, head.digest, head.length))
+        data = await self._kept(head, lambda: trust.fetch_version_head(version, head.digest, head.length))
+        parsed = Head.parse(data)
         layout, table = parsed.layout, parsed.table
         if layout.digest not in self._counts:
-            data = await trust.fetch_document("layouts", layout.digest, layout.length)
+            data = await self._kept(
+                layout, lambda: trust.fetch_document("layouts", layout.digest, layout.length)
+            )
             self._counts[layout.digest] = len((await asyncio.to_thread(Layout.parse, data)).segments)
-        data = await trust.fetch_document("tables", table.digest, table.length)
+        data = await self._kept(table, lambda: trust.fetch_document("tables", table.digest, table.length))
         rows = await asyncio.to_thread(SegmentTable.parse, data, self._counts[layout.digest])
         return {
             names.head(version),
@@ -151,6 +173,16 @@ class Needs:
             names.document("tables", table.digest),
             *(names.document("packs", pack) for pack in rows.packs),
         }
+
+    async def _kept(self, reference: DocumentRef, fetch: Callable[[], Awaitable[bytes]]) -> bytes:
+        """A document from the folder, else from the store."""
+        path = self.documents and self.documents / reference.digest.removeprefix("sha256:")
+        data = await asyncio.to_thread(read_kept, path, reference.digest) if path else None
+        if data is None:
+            data = await fetch()
+            if path:
+                await asyncio.to_thread(keep_document, path, data)
+        return data
 
     async def of_retired(self, entry: RetiredEntry) -> set[str]:
         """As `of`; packs go before documents, so where a document is gone the packs were deleted already."""
@@ -193,12 +225,6 @@ async def _used_by_delta(repository: ModelRepository, digest: str, length: int) 
     document = await asyncio.to_thread(DeltaDocument.parse, data)
     rows = [*(each.row for each in document.rows), *(each.row for each in document.parameters)]
     return {name, *(names.document("packs", row.pack) for row in rows)}
-
-
-async def _listed(repository: ModelRepository) -> Mapping[str, ObjectInfo]:
-    """Everything below the model's folder, by its name there."""
-    folder = names.model_folder(repository.model)
-    return {each.key[len(folder) + 1 :]: each async for each in repository.store.list(folder)}
 
 
 def _is_orphan(name: str, info: ObjectInfo, state: SignedState, now: float) -> bool:

@@ -25,6 +25,7 @@ from syncd.errors import (
     CheckpointChanged,
     CheckpointUnsupported,
     DocumentInvalid,
+    LostRace,
     ObjectExists,
     ObjectMissing,
     StoreBroken,
@@ -52,6 +53,7 @@ CRASH_POINTS: Final = (
 
 _MAX_ALIASES_BYTES: Final = 32 * 2**10
 _HEADS_AT_ONCE: Final = 8
+_UPLOAD_LIFE_S: Final = 86400.0  # and memory.ATTEMPT_LIFE_S: together less than the seven days of an orphan
 _NO_DIGEST: Final = f"sha256:{'0' * 64}"
 
 
@@ -132,6 +134,7 @@ class Version:
         self._documents: dict[str, bytes] = {}
         self._put_head: bytes | None = None
         self._copy = secrets.randbits(32)
+        self._began = 0.0
 
     async def upload(self, repository: ModelRepository, known: Known, progress: Progress) -> None:
         """Store every pack that is missing; called again after a lost race, it uploads nothing twice.
@@ -139,6 +142,7 @@ class Version:
         Raises:
             CheckpointChanged: the checkpoint was written to meanwhile; what was uploaded is of no use.
         """
+        self._began = time.time()
         rows = {**await self._pending(repository.store, known.condemned), **known.rows}
         before = self._outcome
         if before is not None and all(row.digest in rows for row in before.rows):
@@ -165,6 +169,12 @@ class Version:
             LostRace: plan anew. StoreUnreachable leaves open whether it is committed: publishing again finds out.
         """
         assert self._head is not None
+        if time.time() - self._began > _UPLOAD_LIFE_S:
+            raise LostRace(
+                "the upload took longer than a day: what it began with may be gone",
+                do="nothing is lost: it is planned anew, and what lies in the store is not uploaded again",
+                model=self._section.model,
+            )
         entries = repository.index.versions
         existing = max((each.version for each in entries if each.content == self.content), default=None)
         self.new = existing is None

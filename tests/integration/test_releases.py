@@ -244,7 +244,12 @@ def test_a_yanked_version_is_installed_by_nobody_and_a_node_on_it_goes_back(flee
         daemon.wait_for("yanked")
     told = {each["version"]: each["yanked"] for each in done("versions", "m", "-c", config)["versions"]}
     assert told == {1: None, 2: None, 3: "trained on mislabelled data"}
-    for words in (["promote", "m@3", "latest"], ["pull", "m:latest", "--to", fleet.folder / "out"]):
+    assert done("restore", "m", "--to", fleet.folder / "resumed", "-c", config)["version"] == 2
+    for words in (
+        ["promote", "m@3", "latest"],
+        ["pull", "m:latest", "--to", fleet.folder / "out"],
+        ["pull", "m@3", "--to", fleet.folder / "out"],
+    ):
         refused = syncd(*words, "-c", config, "--json")
         assert (refused.json["error"]["code"], refused.status) == ("unknown-version", 2)
         assert "yanked" in refused.json["error"]["what"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -12,12 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from syncd.config import KeepSection
+from syncd.cli.setup import run_init
+from syncd.config import KeepSection, StoreSection
 from syncd.errors import NotAuthentic
 from syncd.publisher.commit import ModelRepository
+from syncd.publisher.pending import commit_pending, leave_pending
+from syncd.publisher.pipeline import Publisher
 from syncd.publisher.retention import CRASH_POINTS, Swept, sweep
+from syncd.state.db import Database
+from syncd.store.folder import FolderStore
 from tests.support.publishing import MODEL, Publishing, make_publishing, read_back, save_checkpoint
-from tests.support.signed_store import disk
+from tests.support.signed_store import SignedStore, disk
 
 DAY_S = 86400.0
 TWO = KeepSection(versions=2, training_state=1)
@@ -164,6 +170,59 @@ async def test_a_document_that_was_tampered_with_stops_the_pass_before_anything_
     with pytest.raises(NotAuthentic):
         await sweep_after(publishing, 30)
     assert disk(publishing.signed.folder) == before
+
+
+async def test_a_running_publisher_retires_what_is_too_much_after_each_release(
+    publishing: Publishing,
+) -> None:
+    section = publishing.section(keep={"versions": 1, "training_state": 1}, backfill="all")
+    publisher = Publisher(
+        section,
+        store=publishing.signed.store,
+        trust_root=publishing.signed.root,
+        keys=publishing.signed.keys,
+        db=publishing.db,
+        folder=publishing.base / "publisher-state",
+    )
+    running = asyncio.create_task(publisher.run(asyncio.Event()))
+    try:
+        for seed in (1, 2, 3):
+            save_checkpoint(publishing.runs / f"{seed}.pt", seed=seed, head_only=True)
+            async with asyncio.timeout(30):
+                while kept(await publishing.signed.repository(MODEL)) != [seed]:
+                    assert not running.done(), running
+                    await asyncio.sleep(0.1)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    index = await publishing.index()
+    assert [each.version for each in index.retired] == [1, 2]
+    told = publishing.db.rows("SELECT data FROM events WHERE kind='retired'")
+    assert len(told) == 2
+
+
+async def test_a_release_that_waits_keeps_its_version_from_being_retired(tmp_path: Path) -> None:
+    section = StoreSection(url=f"file://{tmp_path}/store")
+    words = {
+        "models": [MODEL],
+        "keys": tmp_path / "keys",
+        "own_key": ["stable"],
+        "config": tmp_path / "c.toml",
+    }
+    made = await asyncio.to_thread(run_init, section, **words)  # type: ignore[arg-type]
+    store = FolderStore(tmp_path / "store")
+    signed = SignedStore(tmp_path / "store", tmp_path / "keys", store, made.root.read_bytes())
+    (tmp_path / "state").mkdir()
+    with Database(tmp_path / "state/state.db") as db:
+        publishing = Publishing(signed, tmp_path, db)
+        await publish(publishing, 1, 2, 3)
+        repository = await signed.repository(MODEL)
+        await leave_pending(repository, repository.promotion(1, "stable"), tmp_path / "keys")
+        one = KeepSection(versions=1, training_state=1)
+        _, repository = await sweep_after(publishing, 0, one)
+        assert kept(repository) == [1, 3]
+        done = await commit_pending(repository)
+        assert [(each.version, each.channel) for each in done.releases] == [(1, "stable")]
 
 
 SWEEP = """
