@@ -229,6 +229,8 @@ class Version:
         await self._claim(repository)
         reached("publisher.before_pack")
         store = repository.store
+        # Remembered before it is put: whoever is stopped in between finds out later whether it lies there.
+        await asyncio.to_thread(self._memory.keep_pack, pack.digest, pack.rows)
         key = names.model_key(self._section.model, names.document("packs", pack.digest))
         try:
             await store.put(key, pack.data, mode=Create())
@@ -240,7 +242,6 @@ class Version:
                     do="delete that object and publish again; no version refers to it",
                     store=store.url,
                 ) from error
-        await asyncio.to_thread(self._memory.keep_pack, pack.digest, pack.rows)
         reached("publisher.after_pack")
 
     async def _pending(self, store: Store, condemned: Collection[str]) -> dict[str, Row]:
