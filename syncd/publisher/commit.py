@@ -8,10 +8,6 @@ gaps, so no number is ever used for two contents. The loser of a race has destro
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import secrets
-import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -30,6 +26,7 @@ from syncd.errors import (
     UnknownChannel,
     UnknownVersion,
 )
+from syncd.publisher.claims import claim_document
 from syncd.store.base import Create, Store
 from syncd.trust import names
 from syncd.trust.facts import ChannelFacts, DeltaRef
@@ -131,7 +128,7 @@ class ModelRepository:
         taken = [each.version for each in self.index.versions]
         taken += [each.version for each in self.index.retired]
         taken += [facts.version for facts in self.channels.values() if facts is not None]
-        version, _ = await self._put_next(names.claim, max(taken, default=0) + 1, self._claim)
+        version, _ = await self._put_next(names.claim, max(taken, default=0) + 1, claim_document)
         return version
 
     async def commit(
@@ -393,19 +390,6 @@ class ModelRepository:
                     do="nothing is lost: claim another version",
                     model=self.model,
                 ) from error
-
-    def _claim(self, version: int) -> bytes:
-        """Differs from every other publisher's, so that a lost answer can be read back."""
-        claim = {
-            "format": "syncd.claim/1",
-            "requires": [],
-            "version": version,
-            "node": socket.gethostname(),
-            "pid": os.getpid(),
-            "nonce": secrets.token_hex(16),
-            "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
-        return json.dumps(claim, sort_keys=True, separators=(",", ":")).encode()
 
     def _refuse_unknown(self, channel: str) -> None:
         if channel not in self.channels:
