@@ -20,14 +20,13 @@ from syncd.artifact.index import Index, IndexEntry
 from syncd.errors import (
     DocumentInvalid,
     KeyUnusable,
-    LostRace,
-    ObjectExists,
     SyncdError,
     UnknownChannel,
     UnknownVersion,
 )
 from syncd.publisher.claims import claim_document
-from syncd.store.base import Create, Store
+from syncd.publisher.documents import put_documents, put_same
+from syncd.store.base import Store
 from syncd.trust import names
 from syncd.trust.facts import ChannelFacts, DeltaRef
 from syncd.trust.founding import put_next
@@ -51,7 +50,6 @@ STEPS: Final = (
     "publisher.before_index",
     *SIGNING_STEPS,
 )
-_MAX_DOCUMENTS_IN_FLIGHT: Final = 4
 
 
 @dataclass(frozen=True)
@@ -164,9 +162,9 @@ class ModelRepository:
         if upload is not None:
             await upload()
         step("publisher.before_documents")
-        await self._put_documents(documents or {})
+        await put_documents(self.store, self.model, documents or {})
         step("publisher.before_head")
-        await self._put_same(names.head(version), head)
+        await put_same(self.store, self.model, names.head(version), head)
         step("publisher.before_index")
         index = self.index if self.index.find(version) else _with_version(self.index, entry)
         changes: dict[str, Target | None] = {}
@@ -363,33 +361,6 @@ class ModelRepository:
         self, name: Callable[[int], str], first: int, make: Callable[[int], bytes]
     ) -> tuple[int, bytes]:
         return await put_next(self.store, self.model, name, first, make)
-
-    async def _put_documents(self, documents: Mapping[str, bytes]) -> None:
-        slots = asyncio.Semaphore(_MAX_DOCUMENTS_IN_FLIGHT)
-
-        async def put(name: str, data: bytes) -> None:
-            async with slots:
-                await self._put_same(name, data)
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for name, data in documents.items():
-                    group.create_task(put(name, data))
-        except ExceptionGroup as failed:
-            raise failed.exceptions[0] from failed
-
-    async def _put_same(self, name: str, data: bytes) -> None:
-        """Create an object that has one possible content; one that is there must have it."""
-        try:
-            await self.store.put(self._key(name), data, mode=Create())
-        except ObjectExists as error:
-            found = await self.store.get(self._key(name), limit=len(data) + 1)
-            if found.data != data:
-                raise LostRace(
-                    f"{name} is there with other content",
-                    do="nothing is lost: claim another version",
-                    model=self.model,
-                ) from error
 
     def _refuse_unknown(self, channel: str) -> None:
         if channel not in self.channels:
