@@ -15,6 +15,7 @@ from typing import Any, Final, cast
 
 import syncd
 from syncd import paths
+from syncd.allocator import bound_arenas
 from syncd.config import Config
 from syncd.daemon import roles
 from syncd.daemon.child import keep_serving
@@ -50,6 +51,7 @@ def run_daemon(
     Raises:
         ConfigInvalid, NodeBusy, PortBusy and what opening the state says: nothing was started.
     """
+    bound_arenas()
     faulthandler.enable()  # the watchdog ends a hanging daemon with SIGABRT: say where it hung
     config = load()
     with contextlib.ExitStack() as open_things:

@@ -14,12 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
+from syncd.allocator import bound_arenas, give_back
 from syncd.artifact import codecs
 from syncd.artifact.finite import count_nonfinite
 from syncd.artifact.pack import Pack, PackWriter
 from syncd.artifact.segment import Row, digest
 from syncd.errors import SyncdError
-from syncd.publisher.budget import ByteBudget, bound_allocator
+from syncd.publisher.budget import ByteBudget
 from syncd.publisher.filehash import FileHashes
 from syncd.publisher.material import Material
 
@@ -117,7 +118,7 @@ class SegmentStream:
 
     async def run(self) -> Outcome:
         """Carry everything; on return every pack is stored. The first error ends it, and no thread is left reading."""
-        bound_allocator()
+        bound_arenas()
         turns: asyncio.Queue[_Turn | None] = asyncio.Queue()
         try:
             async with asyncio.TaskGroup() as group:
@@ -135,6 +136,8 @@ class SegmentStream:
     def _end_threads(self) -> None:
         self._encoders.shutdown(wait=True, cancel_futures=True)
         self._packer.shutdown(wait=True, cancel_futures=True)
+        self._buffers.clear()
+        give_back()
 
     async def _in_packer(self, work: Callable[..., T], *given: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._packer, work, *given)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.support.commands import (
     Daemon,
@@ -109,9 +110,11 @@ def test_what_training_writes_is_published_followed_and_told(fleet: Fleet) -> No
 
 
 def test_idle_it_stays_under_120_mib_and_torch_is_not_mapped(fleet: Fleet) -> None:
-    save_checkpoint(fleet.folder / "runs/epoch-1.pt", 1)
     with running(one_machine(fleet)) as daemon:
-        wait_until(lambda: serving(daemon) == 1, "version 1 serves", 60)
+        for version in (1, 2):
+            weights = torch.randn(12_000_000, generator=torch.Generator().manual_seed(version)) * 0.02
+            torch.save({"model": {"weight": weights}}, fleet.folder / f"runs/large-{version}.pt")
+            wait_until(lambda: serving(daemon) == version, "the version serves", 60)  # noqa: B023
         wait_until(lambda: daemon.status()["models"][0]["state"] == "IDLE", "idle again")
         process = Path(f"/proc/{daemon.process.pid}")
         resident = int(re.findall(r"VmRSS:\s+(\d+) kB", (process / "status").read_text())[0]) / 1024
