@@ -80,15 +80,16 @@ def answer(question: Question) -> Answered:
 
 
 def _understood(question: Question, serving: Serving) -> Inference:
-    body = question.pieces[0] if len(question.pieces) == 1 else b"".join(question.pieces)
-    body = decompress(body, question.content_encoding, question.max_body)
+    pieces = question.pieces
+    if question.content_encoding:
+        pieces = [decompress(b"".join(pieces), question.content_encoding, question.max_body)]
     length: int | None = None
     if question.header_length is not None:
         text = question.header_length.strip()
         if not (text.isascii() and text.isdigit() and len(text) < 16):
             raise bad_request(f"Inference-Header-Content-Length is {text[:32]!r}, not a number of bytes")
         length = int(text)
-    return read_inference(body, length, question.model.inputs(serving))
+    return read_inference(pieces, length, question.model.inputs(serving))
 
 
 def _predict(serving: Serving, request: Inference) -> list[torch.Tensor]:

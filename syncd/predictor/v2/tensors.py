@@ -74,25 +74,29 @@ class Inference:
     binary: bool
 
 
-def read_inference(body: bytes, header_length: int | None, inputs: Sequence[TensorSpec] | None) -> Inference:
+def read_inference(
+    pieces: Sequence[bytes], header_length: int | None, inputs: Sequence[TensorSpec] | None
+) -> Inference:
     """Understand a request's body.
 
     Args:
-        body: JSON, or JSON of `header_length` bytes and then the binary tensors in the order of the inputs.
+        pieces: the body: JSON, or JSON of `header_length` bytes and then the binary tensors in the order of the inputs.
         inputs: what the model takes; None where nobody knows: then the request's order and dtypes hold.
     Raises:
         Refusal: 400, saying what is wrong.
     """
-    if header_length is not None and not 0 <= header_length <= len(body):
+    total = sum(map(len, pieces))
+    if header_length is not None and header_length > total:
         raise bad_request(
-            f"Inference-Header-Content-Length says {header_length} bytes of JSON, the body has {len(body)}"
+            f"Inference-Header-Content-Length says {header_length} bytes of JSON, the body has {total}"
         )
-    request = _object(body if header_length is None else body[:header_length])
+    text, binary = _split(pieces, total if header_length is None else header_length, total)
+    request = _object(text)
     given = _list(request, "inputs")
     if not given:
         raise bad_request("the request has no inputs")
     parameters = _parameters(request, "the request")
-    tail = _Tail(body, len(body) if header_length is None else header_length)
+    tail = _Tail(binary)
     read: dict[str, torch.Tensor] = {}
     for each in given:
         name, tensor = _input(each, inputs, tail)
@@ -103,20 +107,36 @@ def read_inference(body: bytes, header_length: int | None, inputs: Sequence[Tens
     identity = request.get("id")
     if identity is not None and not isinstance(identity, str):
         raise bad_request("id is not a string")
-    binary = _flag(parameters, "binary_data_output")
-    return Inference(identity, _ordered(read, inputs), _wanted(request, binary), binary)
+    as_binary = _flag(parameters, "binary_data_output")
+    return Inference(identity, _ordered(read, inputs), _wanted(request, as_binary), as_binary)
+
+
+def _split(pieces: Sequence[bytes], start: int, total: int) -> tuple[bytes, torch.Tensor]:
+    """The first `start` bytes, and the others as (total - start,) uint8 in memory of their own.
+
+    That is the one copy of a body: tensors then lie as torch would put them, wherever their request began.
+    """
+    binary = torch.empty(total - start, dtype=torch.uint8)
+    room = binary.numpy().data
+    texts, position = [], 0
+    for piece in pieces:
+        in_text = min(max(start - position, 0), len(piece))
+        if in_text:
+            texts.append(piece[:in_text])
+        if in_text < len(piece):
+            at = position + in_text - start
+            room[at : at + len(piece) - in_text] = memoryview(piece)[in_text:]
+        position += len(piece)
+    return b"".join(texts), binary
 
 
 class _Tail:
-    """The binary part of a body, taken piece by piece, on memory that torch may share."""
+    """The binary part of a body, (bytes,) uint8, taken piece by piece; what is taken shares its memory."""
 
-    def __init__(self, body: bytes, start: int) -> None:
-        self._left = len(body) - start
+    def __init__(self, binary: torch.Tensor) -> None:
+        self._bytes = binary
+        self._left = binary.numel()
         self._at = 0
-        # One copy, so that tensors lie as torch would put them: a request's own offset is any number.
-        self._bytes = torch.empty(self._left, dtype=torch.uint8)
-        if self._left:
-            self._bytes.numpy()[:] = np.frombuffer(body, np.uint8, offset=start)
 
     def take(self, size: int, name: str) -> torch.Tensor:
         """The next `size` bytes, (size,) uint8."""
