@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from syncd.errors import InternalError, SyncdError, UsageError
 from syncd.state.wishes import COMMANDS, WITH_VERSION
 from syncd.status import metrics, openapi
-from syncd.status.access import Access, Guarded
+from syncd.status.access import CHANGES, Access, Guarded
 from syncd.status.answers import HEADERS, error, json_answer, told
 from syncd.status.document import Source
 from syncd.status.limits import Limits
@@ -67,6 +67,8 @@ def build_app(source: Source, access: Access, limits: Limits, streams: Streams) 
         Route("/openapi.json", description),
         *(Route(f"/v1/models/{{model}}/{each}", command, methods=["POST"]) for each in COMMANDS),
     ]
+    if any(each.methods is None or each.methods - {"GET", "HEAD", CHANGES} for each in routes):
+        raise AssertionError("a route has a method that the guard does not know")
     handlers: dict[Any, Any] = {
         HTTPException: _refusal,
         TimeoutError: _late,
@@ -97,10 +99,10 @@ async def _version(request: Request, command: str, limits: Limits) -> int | None
         what = '{"version": N}' if allowed else "{} or nothing"
         raise UsageError(f"the body of {command} is {what}", do="see /openapi.json")
     version = document.get("version")
-    if version is not None and (type(version) is not int or not 1 <= version <= MAX_VERSION):
+    if isinstance(version, float) and version.is_integer():  # 42.0 is 42 in JSON
+        version = int(version)
+    if allowed and (type(version) is not int or not 1 <= version <= MAX_VERSION):
         raise UsageError(f"version is {str(version)[:40]!r}", do="a version is a whole number from 1 on")
-    if allowed and version is None:
-        raise UsageError("version is null", do="a version is a whole number from 1 on")
     return version
 
 

@@ -110,7 +110,8 @@ def _command(name: str) -> dict[str, Any]:
         "post": {
             "summary": _WORDS[name],
             "operationId": name,
-            "security": [{}, {"token": []}],
+            "security": [{"token": []}],
+            "description": "Over TCP with the token; on the Unix socket root and the service user, without one.",
             "parameters": [
                 {
                     "name": "model",

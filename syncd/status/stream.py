@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -146,15 +145,14 @@ def _lines(event: dict[str, Any], *, numbered: bool = True) -> str:
 def _after(scope: Scope) -> int | str | None:
     """Where to begin; a text says why that cannot be told."""
     given = [Headers(scope=scope).get("last-event-id"), QueryParams(scope["query_string"]).get("after")]
-    for text in _given(given):
+    found: list[int] = []
+    for text in given:
+        if text is None:
+            continue
         if not (text.isascii() and text.isdigit() and len(text) <= 16 and int(text) <= _MAX_ID):
             return f"{text[:40]!r} is no event's id"
-        return int(text)
-    return None
-
-
-def _given(texts: list[str | None]) -> Iterator[str]:
-    yield from (text for text in texts if text is not None)
+        found.append(int(text))
+    return found[0] if found else None
 
 
 async def _until_gone(receive: Receive) -> None:

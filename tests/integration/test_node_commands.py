@@ -14,6 +14,7 @@ from tests.support.commands import (
     copy_of,
     done,
     found_fleet,
+    free_port,
     running,
     save_checkpoint,
     syncd,
@@ -123,11 +124,3 @@ def test_over_tcp_the_commands_bring_the_token_of_the_configuration(fleet: Fleet
         assert error["what"] == "the token is not the one of this daemon"
         token.write_text(TOKEN)
         assert model_of(daemon)["held"] is False
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

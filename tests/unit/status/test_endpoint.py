@@ -89,7 +89,7 @@ async def test_over_the_socket_the_services_user_may_change_and_is_named(
     async with served(daemon, str(tmp_path / "s")) as client:
         answer = await client.post("/v1/models/m/pin", json={"version": 4})
         assert (answer.status_code, answer.json()["version"]) == (200, 4)
-        assert (await client.post("/v1/models/m/hold")).status_code == 200
+        assert (await client.post("/v1/models/m/hold", content=b"{}")).status_code == 200
         by = f"uid {os.getuid()}"
         assert daemon.asked == [("m", "pin", 4, by), ("m", "hold", None, by)]
 
@@ -177,6 +177,9 @@ async def test_a_request_for_another_host_is_refused(daemon: Small, host: str) -
         ("/v1/models/m/pin", b'{"version": 0}', 400),
         ("/v1/models/m/pin", b'{"version": true}', 400),
         ("/v1/models/m/pin", b'{"version": "4"}', 400),
+        ("/v1/models/m/pin", b'{"version": 4.5}', 400),
+        ("/v1/models/m/pin", b'{"version": null}', 400),
+        ("/v1/models/m/pin", b'{"version": 1e999}', 400),
         ("/v1/models/m/pin", b'{"version": 4, "x": 1}', 400),
         ("/v1/models/m/pin", b" " * 5000, 413),
         ("/v1/models/m/hold", b'{"version": 4}', 400),
@@ -300,8 +303,9 @@ async def test_who_comes_back_too_late_is_told_that_events_are_missing(
                 ("syncd.forgotten", None), ("syncd.poll", "7"), ("syncd.poll", "8"), ("syncd.poll", "9")
             ]  # fmt: skip
         for bad in ("-1", "x", "1e3", "9" * 17):
-            answer = await client.get("/v1/events", params={"after": bad})
-            assert answer.status_code == 400
+            for headers in ({}, {"last-event-id": "1"}):
+                answer = await client.get("/v1/events", params={"after": bad}, headers=headers)
+                assert answer.status_code == 400
 
 
 async def test_streams_are_bounded_in_number_and_time_and_one_that_ends_makes_room(
