@@ -124,15 +124,26 @@ def _alone(common: Common, name: str, model: str, version: int | None) -> dict[s
             model=model,
         )
     node, root = NodeFolder(folder), read_root(config.trust.root)
+    by = f"{getpass.getuser()} (uid {os.getuid()})"
+    _become_owner(folder)
 
     async def work() -> dict[str, Any]:
         async with opened_store(config.store) as store:
             with Database(folder / "state.db") as db:
                 follow = Follow(section, store=store, trust_root=root, node=node, db=db)
-                return await follow.obey_alone(name, version, f"{getpass.getuser()} (uid {os.getuid()})")
+                return await follow.obey_alone(name, version, by)
 
     with node.daemon_lock():
         return run_async(work())
+
+
+def _become_owner(folder: Path) -> None:
+    """Root works as the folder's owner from here on: the daemon could not use what root leaves there."""
+    owner = folder.stat()
+    if os.geteuid() == 0 and owner.st_uid != 0:
+        os.setgroups([owner.st_gid])
+        os.setgid(owner.st_gid)
+        os.setuid(owner.st_uid)
 
 
 def _section(config: Config, model: str) -> FollowSection:

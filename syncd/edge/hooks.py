@@ -28,6 +28,7 @@ ROOM: Final = "hooks"
 KINDS: Final = frozenset({"install", "swap", "rollback"})
 HTTP_ATTEMPTS: Final = 5
 TAIL_BYTES: Final = 2000
+_DEAD_WITHIN_S: Final = 5.0
 _PASSED_ON: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "XDG_RUNTIME_DIR")
 
 
@@ -89,8 +90,11 @@ class Hooks:
 
     def begin(self) -> None:
         """Where no hook of this model has ever run, begin with what happens from now on. Blocks."""
-        if self._sections and self._db.note(ROOM, self._place) is None:
+        place = self._db.note(ROOM, self._place)
+        if self._sections and place is None:
             self._db.set_note(ROOM, self._place, {"last": events.newest(self._db)})
+        if place is not None and not self._sections:  # hooks that come back later do not begin in the past
+            self._db.set_note(ROOM, self._place, None)
 
     def _due(self) -> list[events.Event]:
         last = (self._db.note(ROOM, self._place) or {"last": 0})["last"]
@@ -105,7 +109,7 @@ class Hooks:
                 await asyncio.sleep(back_off_s(attempts - 1, base_s=self._retry_s, cap_s=60.0))
             try:
                 ok, detail = await (self._post if section.http else self._start)(section, event)
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 ok, detail = False, str(error)
             if ok:
                 break
@@ -152,7 +156,7 @@ class Hooks:
         assert section.command is not None
         data = self._data(event)
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-        environment |= {f"SYNCD_{name.upper()}": str(value or "") for name, value in data.items()}
+        environment |= {f"SYNCD_{name.upper()}": _plain(value) for name, value in data.items()}
         child = await asyncio.create_subprocess_exec(
             *section.command,
             stdin=asyncio.subprocess.PIPE,
@@ -170,7 +174,8 @@ class Hooks:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
-            await child.wait()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(child.wait(), _DEAD_WITHIN_S)
         said = tail.decode("utf-8", "replace").strip()
         return status == 0, said if status == 0 else f"exit status {status}: {said}"
 
@@ -184,6 +189,12 @@ class Hooks:
             "folder": str(self._folder.path),
             "reason": event.data.get("reason", ""),
         }
+
+
+def _plain(value: Any) -> str:
+    """A text as an environment can hold it: reasons quote names out of documents, and those hold anything."""
+    text = "" if value is None else str(value)[:TAIL_BYTES]
+    return text.replace("\0", " ").encode("utf-8", "replace").decode()
 
 
 async def _talk(child: asyncio.subprocess.Process, data: bytes) -> bytes:

@@ -53,7 +53,7 @@ class Listener:
                 )
             hosts = {"localhost", "127.0.0.1", "::1", place[0].lower()}
             if remote:
-                hosts |= {socket.gethostname().lower(), socket.getfqdn().lower()}
+                hosts.add(socket.gethostname().lower())
             self.access = Access(frozenset(hosts), remote, token)
             self.socket = _bind_port(*place)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -68,6 +69,28 @@ def test_check_tells_that_this_user_cannot_read_what_training_writes(fleet: Flee
     assert set(bad) == {"store is honest", f"watch {runs}", "key of m", "node folder"}
     assert "0600" in bad[f"watch {runs}"]["detail"]
     assert "syncd-publish@USER" in bad[f"watch {runs}"]["fix"]
+
+
+def test_root_with_no_daemon_leaves_nothing_in_the_folder_that_its_owner_could_not_use(fleet: Fleet) -> None:
+    config = fleet.config("owned", '[[follow]]\nmodel = "m"\n')
+    node = fleet.folder / "owned"
+    with running(config) as daemon:
+        assert daemon.end() == 0
+    for each in (node, *node.rglob("*")):
+        os.chown(each, 65534, 65534, follow_symlinks=False)
+    words = ["hold", "m", "-c", str(config), "--json"]
+    program = (  # root alone may reach the interpreter's files here: it imports all that is needed before
+        "import json, sys\n"
+        "from syncd.cli.main import run\n"
+        "import syncd.daemon.run, syncd.edge.follow, syncd.store.folder, syncd.trust.updating, syncd.cli.node\n"
+        "import syncd.trust.receipts\n"
+        "sys.exit(run(json.loads(sys.argv[1])))\n"
+    )
+    command = [sys.executable, "-c", program, json.dumps(words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, cwd=ROOT)
+    assert done.returncode == 0, done.stdout
+    assert json.loads(done.stdout)["held"] is True
+    assert {each.lstat().st_uid for each in node.rglob("*")} == {65534}
 
 
 def test_a_daemon_that_this_user_may_not_ask_says_which_group_may(fleet: Fleet) -> None:

@@ -309,6 +309,39 @@ def not_running(pid):
         return True
 
 
+async def test_a_reason_that_no_environment_can_hold_does_not_stop_a_hook(published, node, tmp_path):
+    told = tmp_path / "told"
+    command = ["sh", "-c", f'printf %s "$SYNCD_REASON" > {told}.part; mv {told}.part {told}']
+    await publish(published, 1)
+    async with edge(published, node, hooks=[hook(on="swap", command=command)]) as it:
+        await it.serves(1)
+        await it.until(told.exists)
+        told.unlink()
+        events.record(it.db, "swap", "m", version=1, reason="a\0b\ud800c")
+        it.follow.hooks.wake.set()
+        await it.until(told.exists)
+        assert told.read_text() == "a b?c"
+        assert [each.data["ok"] for each in all_events(it, "hook")[:1]] == [True]
+
+
+async def test_a_hook_that_was_running_when_the_daemon_died_runs_again_and_one_that_is_new_begins_now(
+    published, node, tmp_path
+):
+    told = tmp_path / "told"
+    slow = [hook(on="swap", command=["sh", "-c", f"echo $SYNCD_VERSION >> {told}; sleep 600"], within="1h")]
+    fast = [hook(on="swap", command=["sh", "-c", f"echo $SYNCD_VERSION >> {told}"])]
+    await publish(published, 1)
+    async with edge(published, node) as it:  # none yet: what happens here is told to nobody
+        await it.serves(1)
+    await publish(published, 2)
+    async with edge(published, node, hooks=slow) as it:
+        await it.until(lambda: it.serving == 2)
+        await it.until(told.exists)
+    async with edge(published, node, hooks=fast) as it:
+        await it.until(lambda: len(all_events(it, "hook")) == 1)
+    assert told.read_text().split() == ["2", "2"]
+
+
 async def test_an_http_hook_is_tried_again_until_it_is_taken_and_a_program_that_is_not_there_is_told(
     published, node
 ):
