@@ -20,8 +20,8 @@ import torch
 import syncd
 from syncd.demo.digits import load_digits
 
-PERIOD = 0.05
-BATCH = 4
+PERIOD = 0.1
+BATCH = 2
 NEAR_SWAP = 0.5
 
 
