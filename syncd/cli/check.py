@@ -19,7 +19,7 @@ from syncd.cli.common import Common, bytes_text
 from syncd.errors import ConfigInvalid, Failed, NotAuthentic, StoreUnreachable, SyncdError
 
 if TYPE_CHECKING:
-    from syncd.config import Config, FollowSection, PublishSection
+    from syncd.config import Config, FollowSection, HookSection, PublishSection
     from syncd.store.base import Store
 
 WITHIN_S: Final = 60.0
@@ -102,6 +102,8 @@ async def _try_all(config: Config, common: Common, report: Report) -> None:
         await report.attempt(f"watch {publish.watch}", partial(_watch, publish))
     for follow in config.follow:
         await report.attempt(f"poll of {follow.model}", partial(_schedule, follow))
+        for hook in follow.hooks:
+            await report.attempt(f"hook of {follow.model} on {hook.on}", partial(_hook, hook))
     kept = (report.model_bytes.get(each.model, 0) * (each.keep + 1) for each in config.follow)
     room = LOW_ROOM_BYTES + sum(kept)
     await report.attempt("node folder", lambda: _node(config, common, room))
@@ -242,6 +244,21 @@ async def _schedule(section: FollowSection) -> str:
     return f"cron {section.cron!r}: {cron_trigger(section.cron)}"
 
 
+async def _hook(section: HookSection) -> str:
+    """The program is there; a URL is only shown: asking it would do what it is for."""
+    from syncd.edge.hooks import shown
+
+    if section.command is None:
+        return f"{shown(section)}: not asked now, it would act"
+    found = await asyncio.to_thread(shutil.which, section.command[0])
+    if found is None:
+        raise Failed(
+            f"{section.command[0]} is no program that this user may run",
+            do="write its whole path, and make it executable for the user of the service",
+        )
+    return f"{found} is there"
+
+
 async def _node(config: Config, common: Common, room: int) -> str:
     from syncd import paths
 
@@ -276,10 +293,14 @@ async def _status(config: Config, common: Common) -> str:
     from syncd import paths
     from syncd.errors import DaemonSilent
     from syncd.status.client import fetch_status
+    from syncd.status.token import read_token
 
+    token = (
+        await asyncio.to_thread(read_token, config.status.token_file) if config.status.token_file else None
+    )
     address = paths.status_address(config.status.listen, config=paths.config_file(common.config))
     try:
-        running = await asyncio.to_thread(fetch_status, address)
+        running = await asyncio.to_thread(fetch_status, address, token)
     except DaemonSilent:
         return f"{address}: no daemon answers there now"
     return f"{address}: the daemon of node {running['node']} answers there"

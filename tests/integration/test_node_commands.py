@@ -124,3 +124,34 @@ def test_over_tcp_the_commands_bring_the_token_of_the_configuration(fleet: Fleet
         assert error["what"] == "the token is not the one of this daemon"
         token.write_text(TOKEN)
         assert model_of(daemon)["held"] is False
+
+
+def test_check_tries_the_token_file_and_the_programs_of_hooks(fleet: Fleet, tmp_path: Path) -> None:
+    hooks = "".join(
+        f'[[follow.hooks]]\non = "swap"\n{each}\n'
+        for each in (
+            'command = ["/nowhere/reload"]',
+            'command = ["sh", "-c", "true"]',
+            'http = "http://x/load"',
+        )
+    )
+    config = config_of(fleet, "checked", hooks)
+    listen = f'listen = "{fleet.folder}/checked.sock"'
+    over_tcp = f'listen = "127.0.0.1:{free_port()}"\ntoken_file = "{tmp_path}/none"'
+    config.write_text(config.read_text().replace(listen, over_tcp))
+    found = json.loads(syncd("check", "-c", config, "--json").out)["checks"]
+    wrong = {each["name"]: each["detail"] for each in found if not each["ok"]}
+    assert wrong == {
+        "hook of m on swap": "/nowhere/reload is no program that this user may run",
+        "status": "the token file cannot be read: No such file or directory",
+    }
+    assert [each["ok"] for each in found if each["name"] == "hook of m on swap"] == [False, True, True]
+
+
+def test_a_daemon_without_a_token_does_not_start_where_others_reach_it(fleet: Fleet) -> None:
+    config = config_of(fleet, "open")
+    listen = f'listen = "{fleet.folder}/open.sock"'
+    config.write_text(config.read_text().replace(listen, f'listen = "0.0.0.0:{free_port()}"'))
+    status, error = refused("run", "-c", config)
+    assert (status, error["code"]) == (2, "config-invalid")
+    assert "0.0.0.0 is not this machine alone" in json.dumps(error)
