@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.support.commands import (
@@ -155,3 +159,49 @@ def test_a_daemon_without_a_token_does_not_start_where_others_reach_it(fleet: Fl
     status, error = refused("run", "-c", config)
     assert (status, error["code"]) == (2, "config-invalid")
     assert "0.0.0.0 is not this machine alone" in json.dumps(error)
+
+
+def test_the_stream_of_events_ends_with_the_daemon_and_goes_on_with_the_next_where_it_was(
+    fleet: Fleet,
+) -> None:
+    config = config_of(fleet, "told")
+    path = fleet.folder / "told.sock"
+    with running(config) as daemon:
+        wait_until(lambda: model_of(daemon)["serving"] == 3, "version 3 serves", 60)
+        with stream(path, {"last-event-id": "0"}) as lines:
+            done("hold", "m", "-c", config)
+            seen = until_kind(lines, "syncd.command")
+            assert [each["type"] for each in seen] == ["syncd.install", "syncd.swap", "syncd.command"]
+            assert seen[-1]["data"]["by"].startswith("uid ")
+            began = time.monotonic()
+            assert daemon.end() == 0
+            assert time.monotonic() - began < 10
+            assert [line for line in lines if line.startswith("data")] == []
+    done("resume", "m", "-c", config)
+    with running(config), stream(path, {"last-event-id": seen[-1]["id"]}) as lines:
+        [then] = until_kind(lines, "syncd.command")
+        assert then["data"]["command"] == "resume"
+        assert int(then["id"]) == int(seen[-1]["id"]) + 1
+
+
+@contextlib.contextmanager
+def stream(path: Path, headers: dict[str, str]) -> Iterator[Iterator[str]]:
+    """The lines of `/v1/events` over a daemon's socket."""
+    transport = httpx.HTTPTransport(uds=str(path))
+    with (
+        httpx.Client(transport=transport, base_url="http://localhost", timeout=20) as client,
+        client.stream("GET", "/v1/events", headers=headers) as answer,
+    ):
+        assert answer.status_code == 200
+        yield answer.iter_lines()
+
+
+def until_kind(lines: Iterator[str], kind: str) -> list[dict[str, Any]]:
+    """The events of a stream up to one of `kind`."""
+    found: list[dict[str, Any]] = []
+    for line in lines:
+        if line.startswith("data: "):
+            found.append(json.loads(line[6:]))
+            if found[-1]["type"] == kind:
+                return found
+    raise AssertionError(f"the stream ended without {kind}: {found}")
