@@ -167,7 +167,11 @@ def _import(name: str, where: dict[str, str]) -> Callable[..., nn.Module]:
     try:
         target = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
-        raise ArchitectureRefused(f"architecture {name} does not exist: {error}", **where) from error
+        raise ArchitectureRefused(
+            f"architecture {name} does not exist: {error}",
+            do="mend `name` in [publish.architecture], or install the package that has it",
+            **where,
+        ) from error
     package = module_name.partition(".")[0]
     own = inspect.isclass(target) or inspect.isfunction(target)
     if attribute.startswith("_") or not own or target.__module__.partition(".")[0] != package:
