@@ -31,6 +31,7 @@ from syncd.state.db import Database
 from syncd.trust.verify import ChannelFacts
 
 _log: Final = logging.getLogger("syncd.edge")
+_LOUD: Final = ("bug", "lost", "refused", "rollback", "rotten", "waiting")
 
 
 class Actions:
@@ -94,7 +95,8 @@ class Actions:
     def news(self) -> Event | None:
         """What the channel's facts and people's wishes mean to the state of the machine, None for nothing."""
         standing = self.standing
-        if wishes.load(self.db, self.section.model).leaving is not None:
+        wish = wishes.load(self.db, self.section.model)
+        if wish.leaving is not None:
             return Event.TURNED_BACK
         wanted, state = self.wanted(), standing.state
         if state in (State.IDLE, State.PROBATION):
@@ -112,9 +114,8 @@ class Actions:
             return None if known else Event.POSTPONED
         if state is State.WAITING and standing.waits_for:
             return Event.DUE if wanted == standing.target else Event.RELEASED
-        if wanted == standing.target or (state is State.FETCHING and standing.replans >= MAX_REPLANS):
-            return None
-        return Event.RELEASED
+        enough = state is State.FETCHING and standing.replans >= MAX_REPLANS and wish.pinned is None
+        return None if wanted == standing.target or enough else Event.RELEASED
 
     def intend(self, event: Event, reason: str) -> Intention | None:
         """The transition to carry out on `event`; None where what led to it has changed meanwhile: look again."""
@@ -364,11 +365,7 @@ class Actions:
     def say(self, kind: str, reason: str, target: Target | None = None) -> None:
         """Record an event, for people and for the status endpoint."""
         data = {"reason": reason} | ({"version": target.version} if target else {})
-        level = (
-            logging.WARNING
-            if kind in ("bug", "lost", "refused", "rollback", "rotten", "waiting")
-            else logging.INFO
-        )
+        level = logging.WARNING if kind in _LOUD else logging.INFO
         _log.log(level, "%s: %s %s %s", self.section.model, kind, target.version if target else "", reason)
         events.record(self.db, kind, self.section.model, **data)
         self.db.count("syncd_edge_events_total", model=self.section.model, kind=kind)

@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -157,25 +158,23 @@ class Hooks:
         data = self._data(event)
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         environment |= {f"SYNCD_{name.upper()}": _plain(value) for name, value in data.items()}
-        child = await asyncio.create_subprocess_exec(
-            *section.command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-        )
+        with _filled_pipe(json.dumps(data).encode()) as stdin:
+            child = await asyncio.create_subprocess_exec(
+                *section.command,
+                stdin=stdin,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
         try:
             async with asyncio.timeout(section.within):
-                tail = await _talk(child, json.dumps(data).encode())
+                tail = await _tail(child)
                 status = await child.wait()
         except TimeoutError:
             return False, f"did not end within {section.within:g} s and was killed"
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(child.wait(), _DEAD_WITHIN_S)
+            await _end(child)
         said = tail.decode("utf-8", "replace").strip()
         return status == 0, said if status == 0 else f"exit status {status}: {said}"
 
@@ -187,28 +186,46 @@ class Hooks:
             "version": event.data.get("version"),
             "serving": self._folder.read_link("current"),
             "folder": str(self._folder.path),
-            "reason": event.data.get("reason", ""),
+            "reason": str(event.data.get("reason", ""))[:TAIL_BYTES],
         }
 
 
 def _plain(value: Any) -> str:
     """A text as an environment can hold it: reasons quote names out of documents, and those hold anything."""
-    text = "" if value is None else str(value)[:TAIL_BYTES]
+    text = "" if value is None else str(value)
     return text.replace("\0", " ").encode("utf-8", "replace").decode()
 
 
-async def _talk(child: asyncio.subprocess.Process, data: bytes) -> bytes:
-    """Give the child its stdin, and read what it says to the end: the last of it is kept."""
-    assert child.stdin is not None
+@contextlib.contextmanager
+def _filled_pipe(data: bytes) -> Iterator[int]:
+    """The reading end of a pipe that holds `data` and its end: whether it is read is the reader's affair."""
+    reading, writing = os.pipe()
+    try:
+        os.set_blocking(writing, False)  # it fits: a pipe holds 64 KiB
+        os.write(writing, data)
+        os.close(writing)
+        yield reading
+    finally:
+        os.close(reading)
+
+
+async def _tail(child: asyncio.subprocess.Process) -> bytes:
+    """The last that the child says, when it has said all."""
     assert child.stdout is not None
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        child.stdin.write(data)
-        await child.stdin.drain()
-    child.stdin.close()
     tail = b""
     while piece := await child.stdout.read(65536):
         tail = (tail + piece)[-TAIL_BYTES:]
     return tail
+
+
+async def _end(child: asyncio.subprocess.Process) -> None:
+    """Kill what is left of the child's session, and let go of its pipe: a stray grandchild may hold the other end."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(child.wait(), _DEAD_WITHIN_S)
+    child._transport.close()  # type: ignore[attr-defined]
+    await asyncio.sleep(0)
 
 
 def shown(section: HookSection) -> str:

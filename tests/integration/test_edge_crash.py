@@ -342,7 +342,7 @@ def test_killed_in_a_download_it_fetches_again_at_most_what_was_in_flight(ground
     node = tmp_path / "node"
     shutil.copytree(ground / "serving-1", node, symlinks=True)
     with Forked(DRIVER) as forked:
-        _crash(ground, forked, f"{WITHIN_FETCH}:4", node, ground / "two", "KILL")
+        _crash(ground, forked, f"{WITHIN_FETCH}:4", node, "KILL")
         text = _run(forked, ground, node, ground / "two", "--until", 2)
     [line] = [each for each in text.splitlines() if "install 2" in each]
     kept = int(line.split("install 2 ")[1].split(" segments kept")[0])

@@ -7,7 +7,7 @@ import pytest
 
 from syncd.config import StoreSection
 from syncd.edge.fetch import MAX_IN_FLIGHT_BYTES, MAX_RANGES
-from syncd.edge.transitions import State
+from syncd.edge.transitions import MAX_REPLANS, State
 from syncd.errors import StoreUnreachable
 from syncd.store.base import Create
 from syncd.store.open import open_store
@@ -150,3 +150,33 @@ async def test_it_follows_an_s3_server(published, tmp_path, s3):
             assert_serves(it.folder, fresh_tensors(1, megabytes=20))
     finally:
         await store.aclose()
+
+
+async def test_held_in_a_download_it_stops_at_once_and_resumed_it_goes_on_with_what_it_has(
+    published, tmp_path, held
+):
+    await published.publish(Content(fresh_tensors(1, megabytes=8)), limit=1 << 20)
+    async with edge(published, tmp_path / "node", held) as it:
+        await it.until(lambda: held.in_flight > 0)
+        await it.follow.obey("hold", None, "uid 0")
+        await it.until(lambda: it.state is State.WAITING)
+        assert (held.in_flight, it.folder.versions()) == (0, [])
+        held.open.set()
+        await it.polled()
+        assert (it.state, it.follow.snapshot()["progress"]) == (State.WAITING, None)
+        await it.follow.obey("resume", None, "uid 0")
+        await it.serves(1)
+
+
+async def test_pinned_in_a_download_of_another_it_fetches_the_pinned_one(published, tmp_path, held):
+    for seed in (1, 2):
+        await published.publish(Content(fresh_tensors(seed, megabytes=8)), limit=1 << 20)
+    async with edge(published, tmp_path / "node", held) as it:
+        await it.until(lambda: held.in_flight > 0)
+        assert it.follow.standing.target.version == 2
+        it.follow.standing.replans = MAX_REPLANS  # releases may not give up one more download; a person may
+        await it.follow.obey("pin", 1, "uid 0")
+        await it.until(lambda: it.follow.standing.target.version == 1)
+        held.open.set()
+        await it.serves(1)
+        assert it.folder.versions() == [1]
