@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import json
 import os
-import stat
 import socket
+import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
