@@ -159,14 +159,21 @@ class Hooks:
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         environment |= {f"SYNCD_{name.upper()}": _plain(value) for name, value in data.items()}
         with _filled_pipe(json.dumps(data).encode()) as stdin:
-            child = await asyncio.create_subprocess_exec(
-                *section.command,
-                stdin=stdin,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
+            starting = asyncio.ensure_future(
+                asyncio.create_subprocess_exec(
+                    *section.command,
+                    stdin=stdin,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.STDOUT,
+                    env=environment,
+                    start_new_session=True,
+                )
             )
+            try:  # asyncio, cancelled half-way in there, may wait for ever for a child that it has killed
+                child = await asyncio.shield(starting)
+            except asyncio.CancelledError:
+                await _end(await starting)
+                raise
         try:
             async with asyncio.timeout(section.within):
                 tail = await _tail(child)
