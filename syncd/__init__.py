@@ -24,7 +24,16 @@ _HOMES = {
     "restore": "syncd.api",
     "load_config": "syncd.config",
 }
-__all__ = ["Predictor", "__version__", "errors", "load_config", "open_predictor", "publish", "pull", "restore"]
+__all__ = [
+    "Predictor",
+    "__version__",
+    "errors",
+    "load_config",
+    "open_predictor",
+    "publish",
+    "pull",
+    "restore",
+]
 
 
 def __getattr__(name: str) -> Any:

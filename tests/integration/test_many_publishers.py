@@ -1,6 +1,6 @@
 """Two machines that release one model at the same time, one of them killed now and then, and retention beside them.
 
-`pytest -m soak` takes 100 releases on each machine, any other run 10.
+`pytest -m soak` takes 100 releases on each machine, any other run 4.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def race(request: pytest.FixtureRequest, tmp_path: Path) -> Race:
     assert made.root == tmp_path / "root.json"
     (tmp_path / "store.json").write_text(section.model_dump_json(exclude_none=True))
     (tmp_path / "ahead").write_text("0")
-    releases = 100 if "soak" in (request.config.option.markexpr or "") else 10
+    releases = 100 if "soak" in (request.config.option.markexpr or "") else 4
     make_checkpoints(tmp_path, releases)
     return Race(tmp_path, section, releases, environment)
 
