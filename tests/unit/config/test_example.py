@@ -18,8 +18,9 @@ EXAMPLE = ROOT / "config.example.toml"
 # Keys whose commented value is an example because there is no default, or none that is the same everywhere.
 NO_DEFAULT = {
     "store.endpoint", "store.region", "store.profile", "store.proxy", "store.ca_file", "store.client_cert",
-    "store.client_key", "node.name", "node.folder", "status.listen", "status.token_file", "follow.hooks.command", "publish.weights.key",
-    "publish.weights.strip_prefix", "publish.golden.file", "follow.cron",
+    "store.client_key", "node.name", "node.folder", "status.listen", "status.token_file",
+    "follow.hooks.command", "publish.weights.key", "publish.weights.strip_prefix", "publish.golden.file",
+    "follow.cron",
 }  # fmt: skip
 
 
