@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import syncd
-from syncd import paths
-from syncd.allocator import bound_arenas
+from syncd import allocator, paths
 from syncd.config import Config
 from syncd.daemon import roles
 from syncd.daemon.child import keep_serving
@@ -51,7 +50,7 @@ def run_daemon(
     Raises:
         ConfigInvalid, NodeBusy, PortBusy and what opening the state says: nothing was started.
     """
-    bound_arenas()
+    allocator.set_up()
     faulthandler.enable()  # the watchdog ends a hanging daemon with SIGABRT: say where it hung
     config = load()
     with contextlib.ExitStack() as open_things:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from syncd.allocator import give_back
+from syncd import allocator
 from syncd.artifact.head import Head
 from syncd.artifact.segment import digest
 from syncd.config import FollowSection
@@ -242,7 +242,6 @@ class Actions:
         clear_incoming(self.folder)
         self.standing.replans = self.standing.failures = self.standing.asked = 0
         self.last_error = None
-        give_back()
 
     def offer(self, intention: Intention) -> None:
         """Ask the voters, for the first time or again."""
@@ -359,6 +358,7 @@ class Actions:
                 head = Head.parse(data)
                 keep |= {digest(data), head.layout.digest, head.table.digest}
         self.cache.sweep(keep)
+        allocator.give_back()
 
     # What is said.
 

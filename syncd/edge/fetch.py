@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from syncd import durable
+from syncd import allocator, durable
 from syncd.artifact.plan import Fetch, Plan, Planned, plan
 from syncd.artifact.segment import digest, verify_and_decode
 from syncd.crashpoint import reached
@@ -122,6 +122,7 @@ class Download:
             DiskFull: before anything is fetched. SegmentCorrupt, StoreErrors, NeedsNewerSyncd: what was verified stays
             for the next attempt.
         """
+        allocator.set_up()
         head = self._documents.head
         with about(model=head.model, version=head.version):
             journal = None

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from syncd import allocator
 from syncd.config import PublishSection
 from syncd.errors import (
     DocumentInvalid,
@@ -204,6 +205,8 @@ class Publisher:
             )
         except SyncdError as error:
             return await self._failed(candidate, error)
+        finally:
+            await asyncio.to_thread(allocator.give_back)
         self._all_wait = Wait()
         self._last_error = None
         self._last_version = max(result.version or 0, self._last_version or 0) or None

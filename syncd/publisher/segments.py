@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
-from syncd.allocator import bound_arenas, give_back
+from syncd import allocator
 from syncd.artifact import codecs
 from syncd.artifact.finite import count_nonfinite
 from syncd.artifact.pack import Pack, PackWriter
@@ -118,7 +118,7 @@ class SegmentStream:
 
     async def run(self) -> Outcome:
         """Carry everything; on return every pack is stored. The first error ends it, and no thread is left reading."""
-        bound_arenas()
+        allocator.set_up()
         turns: asyncio.Queue[_Turn | None] = asyncio.Queue()
         try:
             async with asyncio.TaskGroup() as group:
@@ -137,7 +137,6 @@ class SegmentStream:
         self._encoders.shutdown(wait=True, cancel_futures=True)
         self._packer.shutdown(wait=True, cancel_futures=True)
         self._buffers.clear()
-        give_back()
 
     async def _in_packer(self, work: Callable[..., T], *given: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._packer, work, *given)
