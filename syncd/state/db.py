@@ -75,8 +75,11 @@ class Database:
             raise _translated(error, path) from error
         durable.fsync_folder(path.parent)
 
+    def _format(self) -> int:
+        return int(self._connection.execute("PRAGMA user_version").fetchone()[0])
+
     def _migrate(self) -> None:
-        found = int(self._connection.execute("PRAGMA user_version").fetchone()[0])
+        found = self._format()
         if found > len(MIGRATIONS):
             self._connection.close()
             raise NeedsNewerSyncd(
@@ -86,9 +89,14 @@ class Database:
             )
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=FULL")
-        for number in range(found, len(MIGRATIONS)):
-            script = f"BEGIN IMMEDIATE;{MIGRATIONS[number]}PRAGMA user_version={number + 1};COMMIT;"
-            self._connection.executescript(script)
+        if found == len(MIGRATIONS):
+            return
+        with self.transaction():
+            # Another process may have opened the new file at the same time: ask again under the lock.
+            for number in range(self._format(), len(MIGRATIONS)):
+                for statement in MIGRATIONS[number].split(";"):
+                    self._connection.execute(statement)
+                self._connection.execute(f"PRAGMA user_version={number + 1}")
 
     def close(self) -> None:
         """Close the file; twice is fine."""
