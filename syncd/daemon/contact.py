@@ -75,7 +75,7 @@ class ObservedStore:
         self._clock(blob)
         return blob
 
-    async def get_range(self, key: str, start: int, length: int) -> bytes:
+    async def get_range(self, key: str, start: int, length: int) -> bytes | memoryview:
         with self._observed():
             return await self._store.get_range(key, start, length)
 

@@ -31,7 +31,7 @@ class Counted:
         self.wire_bytes += len(blob.data) if blob is not None else 0
         return blob
 
-    async def get_range(self, key: str, start: int, length: int) -> bytes:
+    async def get_range(self, key: str, start: int, length: int) -> bytes | memoryview:
         """As the store's."""
         self.requests += 1
         data = await self._inner.get_range(key, start, length)

@@ -309,7 +309,9 @@ class Download:
         finally:
             await self._budget.give(fetch.length)
 
-    async def _fetch_parts(self, key: str, fetch: Fetch, part: int, total: int) -> bytes | bytearray:
+    async def _fetch_parts(
+        self, key: str, fetch: Fetch, part: int, total: int
+    ) -> bytes | bytearray | memoryview:
         """The bytes of one range, fetched in parts of at most `part` bytes side by side."""
         if fetch.length <= part:
             return await self._fetch_part(key, fetch.start, fetch.length, total)
@@ -323,7 +325,7 @@ class Download:
                 group.create_task(fill(at, min(part, fetch.length - at)))
         return whole
 
-    async def _fetch_part(self, key: str, start: int, length: int, total: int) -> bytes:
+    async def _fetch_part(self, key: str, start: int, length: int, total: int) -> bytes | memoryview:
         for attempt in range(1, TRIES + 1):
             try:
                 async with self._slots:
@@ -338,7 +340,7 @@ class Download:
             self._progress(self.fetched.wire_bytes, total)
         return data
 
-    def _settle(self, planned: Planned, data: bytes | bytearray, at: int) -> None:
+    def _settle(self, planned: Planned, data: bytes | bytearray | memoryview, at: int) -> None:
         """Verify, decode, verify, write."""
         numbers = [number for number in planned.segments if number in self._face.places]
         if (

@@ -97,8 +97,8 @@ class Store(Protocol):
         """The object, or None if it still has `etag` (then no body travels). Raises as `get`."""
         ...
 
-    async def get_range(self, key: str, start: int, length: int) -> bytes:
-        """Exactly `length` bytes from `start`, or StoreBroken. Raises ObjectMissing."""
+    async def get_range(self, key: str, start: int, length: int) -> bytes | memoryview:
+        """Exactly `length` bytes from `start`, in no copy of their own, or StoreBroken. Raises ObjectMissing."""
         ...
 
     async def head(self, key: str) -> ObjectInfo:

@@ -27,7 +27,7 @@ class BlockingStore:
     def get_if_changed(self, key: str, etag: str | None, limit: int) -> Blob | None:
         return self._wait(self.store.get_if_changed(key, etag, limit=limit), key)
 
-    def get_range(self, key: str, start: int, length: int) -> bytes:
+    def get_range(self, key: str, start: int, length: int) -> bytes | memoryview:
         return self._wait(self.store.get_range(key, start, length), key)
 
     def head(self, key: str) -> ObjectInfo:

@@ -89,14 +89,16 @@ class CloudStore:
     async def get_if_changed(self, key: str, etag: str | None, *, limit: int) -> Blob | None:
         return await self._get(key, etag, limit, await self._client())
 
-    async def get_range(self, key: str, start: int, length: int) -> bytes:
+    async def get_range(self, key: str, start: int, length: int) -> bytes | memoryview:
         import obstore
 
         validate_key(key)
         client = await self._client()
         if length == 0:
             return b""
-        data = bytes(await self._ask(key, obstore.get_range_async(client, key, start=start, length=length)))
+        data = memoryview(
+            await self._ask(key, obstore.get_range_async(client, key, start=start, length=length))
+        )
         self.wire_bytes += len(data)
         if len(data) != length:
             what = f"{key}: {len(data)} bytes came where {length} from {start} were asked for"
