@@ -188,7 +188,7 @@ async def test_a_running_publisher_retires_what_is_too_much_after_each_release(
     try:
         for seed in (1, 2, 3):
             save_checkpoint(publishing.runs / f"{seed}.pt", seed=seed, head_only=True)
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(120):
                 while kept(await publishing.signed.repository(MODEL)) != [seed]:
                     assert not running.done(), running
                     await asyncio.sleep(0.1)
