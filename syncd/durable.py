@@ -70,3 +70,22 @@ def replace_link(link: Path, target: str) -> None:
     aside.symlink_to(target)
     aside.replace(link)
     fsync_folder(link.parent)
+
+
+def settle_tree(folder: Path, mode: int) -> None:
+    """Give every file below `folder` `mode` and every folder 0755, and make every byte and name durable.
+
+    Links are refused by their ELOOP, never followed.
+    """
+    for each in folder.iterdir():
+        if each.is_dir() and not each.is_symlink():
+            settle_tree(each, mode)
+            continue
+        descriptor = os.open(each, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            os.fchmod(descriptor, mode)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    folder.chmod(0o755)
+    fsync_folder(folder)

@@ -89,6 +89,14 @@ class SyncdError(Exception):
         return {"code": self.code, "what": self.what, "where": where, "why": self.why, "do": self.do}
 
 
+def first_of(error: BaseException) -> BaseException:
+    """What to tell of a task group's failure: the first error of syncd's own in it, else the first of all."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    flat = [first_of(each) for each in error.exceptions]
+    return next((each for each in flat if isinstance(each, SyncdError)), flat[0])
+
+
 def _plain(value: Any) -> Any:
     return value if isinstance(value, bool | int | float | str | None) else str(value)
 

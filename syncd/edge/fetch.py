@@ -34,7 +34,7 @@ from syncd.edge.disk import (
 from syncd.edge.face import Documents, Face
 from syncd.edge.journal import Journal
 from syncd.edge.poll import back_off_s
-from syncd.errors import SegmentCorrupt, SyncdError, about
+from syncd.errors import SegmentCorrupt, SyncdError, about, first_of
 from syncd.store.base import Store
 from syncd.trust import names
 
@@ -131,7 +131,7 @@ class Download:
                 await self._bring(journal)
                 await self._threaded(self._check_files)
             except BaseExceptionGroup as group:
-                raise _first(group) from None
+                raise first_of(group) from None
             finally:
                 self._ended.set()
                 await asyncio.shield(asyncio.to_thread(self._stop, journal))
@@ -371,11 +371,3 @@ class Download:
                     why="the version was published wrongly, or this disk changed bytes",
                     do="nothing of it is used; publish the checkpoint again",
                 )
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error that ended a group of tasks: ours rather than a cancellation."""
-    flat: list[BaseException] = []
-    for each in group.exceptions:
-        flat.append(_first(each) if isinstance(each, BaseExceptionGroup) else each)
-    return next((each for each in flat if isinstance(each, SyncdError)), flat[0])

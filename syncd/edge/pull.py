@@ -175,7 +175,7 @@ class _View:
         """Make the finished download what is shown; then the version before it goes."""
         with telling_full(self.to):
             durable.replace_file(staged / HEAD_FILE, documents.head_bytes)
-            _settle(staged)
+            durable.settle_tree(staged, 0o644)
             durable.make_folder(self.versions)
             name = self._free_name(documents.head.version)
             reached(CRASH_POINTS[0])
@@ -205,23 +205,6 @@ class _View:
         for folder in self.versions.iterdir():
             if shown is None or folder.name != shown.name:
                 shutil.rmtree(folder)
-
-
-def _settle(folder: Path) -> None:
-    """Modes for everyone to read, and every byte and name durable."""
-    for path in sorted(folder.rglob("*"), reverse=True):
-        if path.is_dir():
-            path.chmod(0o755)
-            durable.fsync_folder(path)
-            continue
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            os.fchmod(descriptor, 0o644)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    folder.chmod(0o755)
-    durable.fsync_folder(folder)
 
 
 def _clear_others(incoming: Path, keep: str) -> None:

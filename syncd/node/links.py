@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal
 
-from syncd.durable import fsync_folder, make_folder, replace_file, replace_link
+from syncd.durable import fsync_folder, make_folder, replace_file, replace_link, settle_tree
 from syncd.errors import DocumentInvalid, NodeBusy, NotInstalled, UnknownModel
 
 LinkName = Literal["next", "current", "previous"]
@@ -291,7 +291,7 @@ class ModelFolder:
         target = self.version_folder(version)
         if target.exists():
             raise FileExistsError(target)
-        _settle_tree(staged)
+        settle_tree(staged, 0o444)
         staged.rename(target)
         fsync_folder(target.parent)
         if staged.parent.is_dir():
@@ -366,18 +366,3 @@ class NodeFolder:
 
 def _json_bytes(document: dict[str, Any]) -> bytes:
     return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
-
-
-def _settle_tree(folder: Path) -> None:
-    for each in folder.iterdir():
-        if each.is_dir() and not each.is_symlink():
-            _settle_tree(each)
-            continue
-        descriptor = os.open(each, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            os.fchmod(descriptor, 0o444)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    folder.chmod(0o755)
-    fsync_folder(folder)

@@ -19,7 +19,7 @@ from syncd.artifact import codecs
 from syncd.artifact.finite import count_nonfinite
 from syncd.artifact.pack import Pack, PackWriter
 from syncd.artifact.segment import Row, digest
-from syncd.errors import SyncdError
+from syncd.errors import first_of
 from syncd.publisher.budget import ByteBudget
 from syncd.publisher.filehash import FileHashes
 from syncd.publisher.material import Material
@@ -214,11 +214,3 @@ class SegmentStream:
     def _advance(self, count: int) -> None:
         self._done += count
         self._progress(self._done, self._total, "publishing")
-
-
-def first_of(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error to tell of a group: the first of syncd's own, else the first of all."""
-    flat: list[BaseException] = []
-    for error in errors.exceptions:
-        flat.append(first_of(error) if isinstance(error, BaseExceptionGroup) else error)
-    return next((error for error in flat if isinstance(error, SyncdError)), flat[0])
