@@ -20,13 +20,15 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from syncd.errors import Failed
+from syncd.listening import bind
 from syncd.model.architecture import DEFAULT_ALLOWED
-from syncd.predictor.listening import BACKLOG, bind, inherited_sockets
+from syncd.predictor.inherited import inherited_sockets
 from syncd.predictor.v2.app import Inference, Limits
 from syncd.predictor.v2.models import ModelOptions, ServedModel
 from syncd.predictor.v2.refusals import Refusal
 
 MAX_CONNECTIONS: Final = 512
+BACKLOG: Final = 1024
 HEADER_WITHIN_S: Final = 10.0
 KEEP_ALIVE_S: Final = 75
 IDLE_WITHIN_S: Final = 1.0
@@ -71,7 +73,7 @@ def serve(options: ServeOptions, notifier: Notifier) -> int:
         PortBusy, UsageError: it cannot listen; nothing was started.
         Failed: a device of a model is not there.
     """
-    sockets = inherited_sockets() or [bind(options.listen)]
+    sockets = inherited_sockets() or [_bind(options.listen)]
     models: list[ServedModel] = []
     try:
         for each in options.models:
@@ -118,6 +120,11 @@ async def _run(
         _leave(models, status)
     log.info("ended")
     return status
+
+
+def _bind(address: str) -> socket.socket:
+    holder = "another `syncd serve`, or the socket unit of this one"
+    return bind(address, backlog=BACKLOG, section="serve", holder=holder)
 
 
 async def _first_look(models: Sequence[ServedModel], ended: asyncio.Task[signal.Signals]) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import grp
 import os
 import socket
 from collections.abc import Iterator
@@ -14,8 +12,8 @@ from typing import Final
 
 import uvicorn
 
-from syncd.durable import make_folder
-from syncd.errors import PortBusy, UsageError
+from syncd.errors import UsageError
+from syncd.listening import bind
 from syncd.paths import is_loopback, parse_address
 from syncd.status.access import Access
 from syncd.status.app import build_app
@@ -24,7 +22,6 @@ from syncd.status.document import Source
 from syncd.status.limits import Limits
 from syncd.status.stream import Streams
 
-GROUP: Final = "syncd"
 MAX_CONNECTIONS: Final = Limits().connections
 CLOSE_WITHIN_S: Final = 2
 
@@ -42,7 +39,7 @@ class Listener:
         self._path: Path | None = None
         if isinstance(place, Path):
             self._path = place
-            self.socket = _bind_path(place)
+            self.socket = self._bind()
             self._inode = place.stat().st_ino
         else:
             remote = not is_loopback(place[0])
@@ -55,7 +52,12 @@ class Listener:
             if remote:
                 hosts.add(socket.gethostname().lower())
             self.access = Access(frozenset(hosts), remote, token)
-            self.socket = _bind_port(*place)
+            self.socket = self._bind()
+
+    def _bind(self) -> socket.socket:
+        return bind(
+            self.address, backlog=MAX_CONNECTIONS, section="status", holder="another daemon, probably"
+        )
 
     def close(self) -> None:
         """Stop listening."""
@@ -64,79 +66,6 @@ class Listener:
             with contextlib.suppress(FileNotFoundError):
                 if self._path.stat().st_ino == self._inode:
                     self._path.unlink()
-
-
-def _bind_port(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind((host, port))
-        bound.listen(MAX_CONNECTIONS)
-    except OSError as error:
-        bound.close()
-        if error.errno == errno.EADDRINUSE:
-            raise _busy(f"{host}:{port}") from error
-        raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}") from error
-    return bound
-
-
-def _bind_path(path: Path) -> socket.socket:
-    """Bound under another name, opened to the group, then renamed: nobody ever sees it with another mode."""
-    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    aside = path.parent / f".{os.getpid()}"
-    try:
-        make_folder(path.parent, 0o750)
-        if os.path.lexists(path) and not path.is_socket():
-            raise ValueError("it is there and not a socket")
-        if _answers(path):
-            raise _busy(str(path))
-        aside.unlink(missing_ok=True)
-        bound.bind(str(aside))
-        _give_to_group(aside)
-        aside.chmod(0o660)
-        bound.listen(MAX_CONNECTIONS)
-        aside.replace(path)
-    except (OSError, ValueError) as error:
-        bound.close()
-        aside.unlink(missing_ok=True)
-        raise UsageError(
-            f"cannot listen on {path}: {error}",
-            do="write [status] listen with a path that this user may make, or a loopback HOST:PORT",
-        ) from error
-    except PortBusy:
-        bound.close()
-        raise
-    return bound
-
-
-def _answers(path: Path) -> bool:
-    """Is somebody listening there? A socket that a killed daemon left does not answer."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(str(path))
-        except (FileNotFoundError, ConnectionRefusedError):
-            return False
-        except OSError:  # a full queue: somebody is there
-            return True
-        return True
-
-
-def _busy(address: str) -> PortBusy:
-    return PortBusy(
-        f"another process listens on {address}",
-        why="another daemon, probably",
-        do="stop it, or give this one another [status] listen; nothing was changed",
-        address=address,
-    )
-
-
-def _give_to_group(path: Path) -> None:
-    """Root's daemon opens its socket to the group syncd where there is one; others keep their own group."""
-    if os.geteuid() == 0:
-        with contextlib.suppress(KeyError):
-            os.chown(path, -1, grp.getgrnam(GROUP).gr_gid)
 
 
 class _Server(uvicorn.Server):
