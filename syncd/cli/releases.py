@@ -63,7 +63,7 @@ def _versions_lines(result: dict[str, Any]) -> Iterator[str]:
         signed = ", ".join(
             f"{role} by {', '.join(k[:12] for k in keys)}" for role, keys in model["signed_by"].items()
         )
-        yield f"{model['model']}: {model['versions']} versions; {signed}"
+        yield f"{model['model']}: {model['versions']} version{'s' * (model['versions'] != 1)}; {signed}"
     if not result["models"]:
         yield "there is no model in the store"
 
